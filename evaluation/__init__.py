@@ -1,0 +1,1 @@
+"""What came out: comparison, bias, energy, report."""

@@ -1,0 +1,282 @@
+"""The report's plots as inline SVG: one colour per method, legible on light and dark, equal for equal data.
+
+Text stays text, in the page's own font and colour. Matplotlib is imported when something is drawn.
+"""
+
+import html
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from limbeck.evaluation.comparison import pareto
+from limbeck.evaluation.label_placement import place_labels, spread_apart
+from limbeck.evaluation.quantities import one_line, quantity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Blues prompt, warm colours tune, greens distil; each at least 3:1 against the light and the dark page.
+COLOURS = {
+    "zero_shot": "#5b98cf", "one_shot": "#3f82c4", "few_shot": "#2970b8",
+    "full": "#d55e00", "lora": "#b98300", "bias_norm": "#bf6a9b", "last_block": "#a8743c",
+    "distilled": "#009e73", "student_alone": "#5f9089",
+}
+_ALIASES = {"base": "few_shot", "tuned": "full", "teacher": "full", "student": "distilled"}
+_MARKERS = {"zero_shot": "o", "one_shot": "o", "few_shot": "o", "distilled": "D", "student_alone": "D"}
+_DASHES = (0, (4, 3))
+_INK = "#767777"  # stands for the page's text colour: replaced by currentColor below
+_STYLE = {
+    "svg.fonttype": "none", "text.parse_math": False, "font.size": 9.5, "axes.titlesize": 9.5,
+    "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "axes.linewidth": 0.6,
+    "xtick.color": _INK, "xtick.labelsize": 9, "xtick.major.width": 0.6, "xtick.minor.size": 0,
+    "ytick.color": _INK, "ytick.labelsize": 9, "ytick.major.width": 0.6, "ytick.minor.size": 0,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "axes.grid": True, "grid.color": _INK, "grid.alpha": 0.18, "grid.linewidth": 0.6,
+}
+
+
+def colour(method: str) -> str:
+    """The colour of a method, or of a model known by another name (`tuned` is `full`); grey for any other."""
+    return COLOURS.get(_ALIASES.get(method, method), "#85888c")
+
+
+def in_order(names: Sequence[str]) -> list[str]:
+    """`pretrain`, then the methods in the order of the lesson, then names that the lesson does not know."""
+    lesson = ["pretrain", *COLOURS]
+    return sorted(names, key=lambda name: (lesson.index(name) if name in lesson else len(lesson), name))
+
+
+def _svg(name: str, size: tuple[float, float], paint: Callable[["Figure"], None]) -> str:
+    """The SVG of what `paint` draws on a new figure of `size` points; it scales, and refers to nothing."""
+    import matplotlib.style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style = matplotlib.style.context(["default", {**_STYLE, "svg.hashsalt": name}])
+    with style, warnings.catch_warnings():
+        # The page's font draws the text; that matplotlib's own lacks a script matters only for spacing.
+        warnings.filterwarnings("ignore", message="Glyph|Matplotlib currently does not support")
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained")
+        FigureCanvasAgg(figure)
+        paint(figure)
+        buffer = io.StringIO()
+        undated = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=undated)
+    text = re.sub(r"^.*?<svg[^>]*>", "", buffer.getvalue(), flags=re.DOTALL)
+    text = re.sub(r"<style.*?</style>", "", text, count=1, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r"font-family: [^;\"]*;?|'DejaVu Sans'[^;\"]*", "", text)
+    text = text.replace(_INK, "currentColor")
+    box = f"0 0 {size[0]:g} {size[1]:g}"
+    return f'<svg class="plot" role="img" aria-label="{html.escape(name)}" viewBox="{box}">{text.strip()}\n'
+
+
+def loss_curves(curves: dict[str, list[list[float]]]) -> str:
+    """Loss against step, a panel with its own scales for each stage; long curves as 120 means of bins."""
+    stages = in_order([stage for stage, points in curves.items() if points])
+    columns = min(4, len(stages))
+
+    def paint(figure: "Figure") -> None:
+        panels = figure.subplots(-(-len(stages) // columns), columns, squeeze=False).flat
+        for stage, ax in zip(stages, panels, strict=False):
+            points = np.asarray(curves[stage], dtype=float)
+            bins = np.array_split(points, min(120, len(points)))
+            step, loss = np.array([part.mean(axis=0) for part in bins]).T
+            ax.plot(step, loss, color=colour(stage), linewidth=1.5)
+            ax.set_title(one_line(stage, 16), loc="left", color=colour(stage), fontweight="bold")
+            ax.set_ylim(0, loss.max() * 1.08)
+            ax.annotate(
+                f"{loss[-1]:.2g}", (step[-1], loss[-1]), (0, 5), textcoords="offset points",
+                ha="right", fontsize=9, annotation_clip=False,
+            )
+            ax.locator_params(nbins=3)
+            ax.xaxis.set_major_formatter(lambda value, _: quantity(value).replace(" ", ""))
+        for ax in list(panels):
+            ax.set_axis_off()
+        figure.supxlabel("step", fontsize=9)
+
+    return _svg("loss of every stage", (760, 24 + 128 * (-(-len(stages) // columns))), paint)
+
+
+def quality(rows: Sequence[dict[str, Any]], key: str, label: str) -> str:
+    """Accuracy with its interval against `rows[...][key]` on a log axis; filled marks are the Pareto front.
+
+    Returns "" where no row has both.
+    """
+    rows = [row for row in rows if row.get("accuracy") is not None and (row.get(key) or 0) > 0]
+    if not rows:
+        return ""
+    cost = np.array([row[key] for row in rows], dtype=float)
+    value = np.array([row["accuracy"] for row in rows], dtype=float)
+    points = list(zip(cost, value, strict=True))
+    front = pareto(points)
+
+    def paint(figure: "Figure") -> None:
+        ax = figure.subplots()
+        ax.set_xscale("log")
+        spread = max(cost.max() / cost.min(), 1.6) ** 0.22
+        ax.set_xlim(cost.min() / spread, cost.max() * spread)
+        ax.set_ylim(0, 1.04)
+        steps = sorted({(cost[i], value[i]) for i in front})
+        ends = [*steps, (ax.get_xlim()[1], steps[-1][1])]
+        ax.step(*zip(*ends, strict=True), where="post", color=_INK, linewidth=1, alpha=0.6, linestyle=_DASHES)
+        for index, row in enumerate(rows):
+            shade = colour(row["method"])
+            if row.get("ci95") is not None:
+                ax.plot([cost[index]] * 2, row["ci95"], color=shade, linewidth=1.4, alpha=0.75)
+            ax.plot(
+                cost[index], value[index], _MARKERS.get(row["method"], "s"), color=shade, markersize=6.5,
+                markeredgewidth=1.4, markerfacecolor=shade if index in front else "none",
+            )
+        ax.set_ylabel("accuracy")
+        _quantities(ax.xaxis, label)
+        bars = [(x, *(row.get("ci95") or (y, y))) for x, y, row in zip(cost, value, rows, strict=True)]
+        lines = [(x, low, x, high) for x, low, high in bars]
+        lines += [(x, y, end, y) for (x, y), (end, _) in zip(ends, ends[1:], strict=False)]
+        named = {row["method"]: point for row, point in zip(rows, points, strict=True)}
+        _name_points(figure, ax, named, lines)
+
+    return _svg(f"accuracy against {label}", (380, 290), paint)
+
+
+def break_even_lines(table: Sequence[dict[str, Any]], unit: str) -> str:
+    """Cumulative cost in `unit` against the number of requests, log-log, one line a method, crossings marked.
+
+    `table` is `break_even_table`'s. Returns "" where it has nothing in that unit.
+    """
+    table = [entry for entry in table if entry["unit"] == unit]
+    if not table:
+        return ""
+    costs = {}
+    for entry in table:
+        costs[entry["from"]] = (entry["fixed_from"], entry["per_request_from"])
+        costs[entry["to"]] = (entry["fixed_to"], entry["per_request_to"])
+    crossings = [(entry["requests"], entry["to"]) for entry in table if entry["requests"]]
+    last = 30 * max([requests for requests, _ in crossings], default=1e4)
+
+    def paint(figure: "Figure") -> None:
+        ax = figure.subplots()
+        requests = np.geomspace(1, last, 200)
+        names = in_order(list(costs))
+        for name in names:
+            fixed, each = costs[name]
+            ax.plot(requests, fixed + each * requests, color=colour(name), linewidth=1.6)
+        totals = [fixed + each * count for fixed, each in costs.values() for count in (1, last)]
+        bottom = max(min(totals), 1e-6 * max(totals)) / 2
+        ax.set(xscale="log", yscale="log", xlim=(1, last), ylim=(bottom, 4 * max(totals)))
+        for count, name in crossings:
+            y = costs[name][0] + costs[name][1] * count
+            ax.plot(count, y, "o", color=colour(name), markersize=5, zorder=5)
+            ax.plot([count] * 2, [bottom, y], color=colour(name), linewidth=0.9, linestyle=(0, (2, 2)))
+        _quantities(ax.xaxis, "requests")
+        _quantities(ax.yaxis, f"cost so far, {unit}")
+        ends = np.array([[last, costs[name][0] + costs[name][1] * last] for name in names])
+        width = figure.get_figwidth() * 72
+        figure.get_layout_engine().set(rect=(0, 0, 1 - 66 / width, 1))  # type: ignore[union-attr]
+        figure.draw_without_rendering()
+        ends_px = ax.transData.transform(ends)[:, 1]
+        for name, end_px, text_px in zip(names, ends_px, spread_apart(ends_px, 11.5), strict=True):
+            ax.annotate(
+                one_line(name, 12), (1, end_px), (5, text_px - end_px), va="center", color=colour(name),
+                xycoords=("axes fraction", "figure pixels"), textcoords="offset points", fontsize=9,
+                annotation_clip=False,
+            ).set_in_layout(False)
+
+    return _svg(f"cost in {unit} against requests", (380, 280), paint)
+
+
+def bias_intervals(rows: Sequence[dict[str, Any]]) -> str:
+    """Each probe's value with its interval for every model, a panel a probe, the ideal value as a line."""
+    probes = list(dict.fromkeys(row["probe"] for row in rows))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    columns = min(2, len(probes))
+    lines = -(-len(probes) // columns)
+
+    def paint(figure: "Figure") -> None:
+        panels = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
+        for probe, ax in zip(probes, panels, strict=False):
+            for row in rows:
+                if row["probe"] != probe:
+                    continue
+                place, shade = models.index(row["model"]), colour(row["model"])
+                if row.get("ci95") is not None:
+                    ax.plot(row["ci95"], [place] * 2, color=shade, linewidth=2.2, alpha=0.6)
+                ax.plot(row["value"], place, "o", color=shade, markersize=6.5)
+                if row.get("ideal") is not None:
+                    ax.axvline(row["ideal"], color=_INK, linewidth=1, linestyle=_DASHES)
+            ax.set_title(one_line(probe, 44), loc="left")
+            ax.set_yticks(range(len(models)), [one_line(model, 18) for model in models])
+            ax.set_ylim(len(models) - 0.4, -0.6)
+            ax.margins(x=0.12)
+            ax.locator_params(axis="x", nbins=5)
+            ax.grid(axis="y", visible=False)
+            ax.tick_params(axis="y", length=0)
+        for ax in list(panels):
+            ax.set_axis_off()
+
+    return _svg("bias probes", (380 * columns, lines * (46 + 24 * len(models))), paint)
+
+
+def ambiguity_bars(panels: dict[str, list[list[Any]]]) -> str:
+    """Probability of each answer, a panel for each way of asking, an answer on the same line in all."""
+    answers = list(dict.fromkeys(answer for top in panels.values() for answer, _ in top[:5]))
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        for ax, (title, top) in zip(axes, panels.items(), strict=True):
+            for answer, probability in top:
+                if answer in answers:
+                    place = answers.index(answer)
+                    ax.barh(place, probability, height=0.62, color=COLOURS["few_shot"])
+                    ax.text(probability + 0.03, place, f"{probability:.2f}", va="center", fontsize=9)
+            ax.set_title(one_line(title, 24), loc="left")
+            ax.set_yticks(range(len(answers)), [one_line(str(answer), 20) for answer in answers])
+            ax.set(xlim=(0, 1.16), ylim=(len(answers) - 0.4, -0.6))
+            ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
+            ax.grid(axis="y", visible=False)
+            ax.tick_params(axis="y", length=0)
+            ax.spines["bottom"].set_bounds(0, 1)
+
+    return _svg("answers and their probability", (700, 44 + 19 * len(answers)), paint)
+
+
+def _name_points(
+    figure: "Figure", ax: "Axes", points: dict[str, tuple[float, float]], lines: list[tuple[float, ...]]
+) -> None:
+    """Writes each point's name beside it, clear of `lines` (x0, y0, x1, y1), all in data coordinates.
+
+    A name that has to stand further off gets a thin line to its point.
+    """
+    figure.draw_without_rendering()
+    anchors = ax.transData.transform(list(points.values()))
+    texts = [one_line(name, 18) for name in points]
+    sizes = np.array([[5.2 * len(text) + 2, 11.0] for text in texts])  # of the page's font, in points
+    lines_px = ax.transData.transform(np.reshape(lines, (-1, 2))).reshape(-1, 4) + [-1, -1, 1, 1]
+    obstacles = np.vstack([np.concatenate([anchors - 5, anchors + 5], axis=1), lines_px])
+    box = ax.get_window_extent()
+    centres = place_labels(anchors, sizes, (box.x0, box.y0, box.x1, box.y1), obstacles)
+    for name, text, size, anchor, centre in zip(points, texts, sizes, anchors, centres, strict=True):
+        shade = colour(name)
+        far = np.hypot(*np.maximum(np.abs(centre - anchor) - size / 2, 0)) > 12
+        line = {"arrowstyle": "-", "color": shade, "linewidth": 0.7, "alpha": 0.7, "shrinkA": 1, "shrinkB": 5}
+        ax.annotate(
+            text, anchor, centre, xycoords="figure pixels", textcoords="figure pixels",
+            ha="center", va="center", fontsize=9, color=shade, arrowprops=line if far else None,
+        ).set_in_layout(False)
+
+
+def _quantities(axis: Any, label: str) -> None:
+    """Ticks such as 10, 100, 1 k on a log axis, minor ones (without labels) left to the eye."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    subs = (1.0,) if high / low > 30 else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=7))
+    axis.set_major_formatter(lambda value, _: quantity(value).replace(" ", "\u202f"))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_label_text(label)

@@ -1,0 +1,1 @@
+"""What is run: configs, sweeps, the command line."""

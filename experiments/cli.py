@@ -1,0 +1,156 @@
+"""The command `limbeck`: the words it takes and how it ends; what a command does is in commands.py."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from limbeck.model.errors import UserError
+
+_EXAMPLES = """\
+examples:
+  limbeck run quickstart                              the whole lesson, into runs/quickstart
+  limbeck run quickstart --seed 1 --workdir /tmp/a    any field of the experiment is set by its name
+  limbeck report runs/quickstart                      the table of a finished run, and where its page is
+  limbeck generate MODEL 'plum: drupe, lemon:'        continue a text
+  limbeck predict --model MODEL --task spam.jsonl --store spam.db
+  limbeck lookup spam.db 'win a free phone'           an answer from before, without a model
+
+A run that was interrupted goes on where it was: run the same command again.
+`limbeck COMMAND --help` says more about each.
+"""
+
+_RUN_EXAMPLES = """\
+examples:
+  limbeck run quickstart --task my_records.jsonl
+  limbeck run my_experiment.py --model.width 64 --sizes 1 2 3 --scan False
+  limbeck run my_experiment.py --sweep                the numbered points of its sweep
+  limbeck run my_experiment.py --sweep 3              one of them, into runs/my_experiment-3
+"""
+
+_PREDICT_EXAMPLES = """\
+examples:
+  limbeck predict --model MODEL --task spam.jsonl --store spam.db --shots 4
+  limbeck lookup spam.db 'win a free phone'
+
+Predictions that the store holds already are not computed again; an interrupted job goes on where it was.
+"""
+
+_GENERATE_EXAMPLES = """\
+examples:
+  limbeck generate MODEL 'plum: drupe, lemon:' --stop ,
+  limbeck generate MODEL 'Once upon a time' --max-new-tokens 100 --temperature 0.8 --top-p 0.95 --seed 1
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status.
+
+    0: done; 1: a claim failed, or a look-up missed; 2: the user's mistake; 130: interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command != "run":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.overrides, args.argv = rest, ["limbeck", *argv]
+    try:
+        from limbeck.experiments import commands
+
+        status = getattr(commands, args.command)(args)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        print(f"limbeck: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nlimbeck: interrupted; run the same command to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader went away (`| head`); Python would complain again when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; `run` leaves the words it does not know to the experiment's config."""
+    parser = argparse.ArgumentParser(
+        prog="limbeck",
+        description="Adapt a language model: prompt it, tune it, distil it, answer ahead of time, report.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = _command(commands, "run", "run an experiment, or go on with an interrupted run", _RUN_EXAMPLES)
+    run.usage = "limbeck run CONFIG [--workdir DIR] [--sweep [I]] [--any.field VALUE ...]"
+    run.add_argument("config", metavar="CONFIG", help="a Python file, or a built-in name (quickstart)")
+    run.add_argument("--workdir", metavar="DIR", help="folder of the run (default: runs/NAME)")
+    run.add_argument(
+        "--sweep",
+        metavar="I",
+        nargs="?",
+        type=int,
+        const=-1,
+        help="print the sweep's points; with I, run one",
+    )
+
+    report = _command(commands, "report", "print the table of a finished run, and where its page is")
+    report.add_argument("run", metavar="RUN_DIR")
+
+    lookup = _command(commands, "lookup", "print an answer that a store holds; exit status 1 if it does not")
+    lookup.add_argument("store", metavar="STORE")
+    lookup.add_argument("query", metavar="QUERY")
+
+    predict = _command(
+        commands, "predict", "answer every record of a task ahead of time, into a store", _PREDICT_EXAMPLES
+    )
+    predict.add_argument("--model", required=True, metavar="MODEL", help="folder or file of a model")
+    predict.add_argument(
+        "--task", required=True, metavar="TASK", help="a file or folder of records, tfds:NAME, or world"
+    )
+    predict.add_argument("--store", required=True, metavar="STORE", help="file that keeps the predictions")
+    predict.add_argument("--split", default="test", help="the records to answer (default: test)")
+    predict.add_argument(
+        "--shots", type=int, default=0, metavar="K", help="solved examples in each prompt (default: 0)"
+    )
+    predict.add_argument("--seed", type=int, default=0, help="draws the examples (default: 0)")
+
+    generate = _command(commands, "generate", "continue a text", _GENERATE_EXAMPLES)
+    generate.add_argument("model", metavar="MODEL", help="folder or file of a model")
+    generate.add_argument("prompt", metavar="PROMPT")
+    generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: 64)")
+    generate.add_argument(
+        "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)"
+    )
+    generate.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens (default: all)"
+    )
+    generate.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="... that hold P of the probability"
+    )
+    generate.add_argument(
+        "--min-p", type=float, default=0.0, metavar="P", help="... with P times the likeliest's probability"
+    )
+    generate.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    generate.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
+    )
+    return parser
+
+
+def _command(
+    commands: "argparse._SubParsersAction", name: str, what: str, examples: str = ""
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}.",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --seed is a field of the experiment, not the start of some option
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""What each command of `limbeck` does; heavy imports wait until a command needs them."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from limbeck.experiments.config import apply_point, load_config, override
+from limbeck.experiments.rundir import open_run
+from limbeck.model.errors import UserError, one_of
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs an experiment, or prints the points of its sweep."""
+    loaded = load_config(args.config)
+    name, config = loaded.path.stem, loaded.config
+    if args.sweep is not None:
+        if not loaded.sweep:
+            raise UserError(f"{loaded.path} has no sweep; define sweep() in it, or leave --sweep out")
+        if args.sweep == -1:
+            for index, point in enumerate(loaded.sweep):
+                print(index, " ".join(f"--{field} {value}" for field, value in point.items()))
+            return 0
+        if not 0 <= args.sweep < len(loaded.sweep):
+            raise UserError(f"--sweep {args.sweep}: {loaded.path} has points 0 to {len(loaded.sweep) - 1}")
+        name, config = f"{name}-{args.sweep}", apply_point(config, loaded.sweep[args.sweep])
+    config = override(config, args.overrides)
+    workdir = Path(args.workdir or Path("runs") / name)
+    with open_run(workdir, config, args.argv) as rundir:
+        return loaded.run(config, rundir)
+
+
+def report(args: argparse.Namespace) -> int:
+    """Prints the tables of a finished run and the path of its page; exit status 1 if a claim failed."""
+    from rich.console import Console
+
+    from limbeck.evaluation.report import load_report, terminal_table
+
+    results = load_report(args.run)
+    Console().print(terminal_table(results))
+    print(Path(args.run) / "report.html")
+    return 0 if all(claim["holds"] for claim in results.get("claims") or []) else 1
+
+
+def lookup(args: argparse.Namespace) -> int:
+    """Prints the stored answer to a query; exit status 1 if there is none."""
+    from limbeck.inference.lookup import lookup as look_up
+    from limbeck.inference.store import PredictionStore
+
+    with PredictionStore(args.store, read_only=True) as store:
+        payload = look_up(store, args.query)
+        options = json.loads(store.manifest.get("options", "null"))
+    if payload is None:
+        print("not in the store", file=sys.stderr)
+        return 1
+    print(_answer(payload, options))
+    return 0
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Answers the records of a task into a store and prints counts; exit status 1 if a row was refused."""
+    from limbeck.inference.job import BulkRequest, run_bulk
+    from limbeck.inference.store import PredictionStore
+    from limbeck.tasks.sources import load_task
+    from limbeck.tasks.task import fields
+
+    task = load_task(args.task)
+    records = task.splits[one_of("split", args.split, task.splits)]
+    engine = _engine(args.model)
+    # A look-up has only text: the query's fields, after the group that tells apart equal texts.
+    names = [name for name in (task.group_field, *fields(task.template.query)) if name]
+    queries = (" ".join(record[name] for name in names) for record in records)
+    requests = (_request(task, engine.tokenizer, record, args.shots, args.seed) for record in records)
+    bulk = map(BulkRequest, queries, requests)
+    manifest = {"task": task.digest(), "options": json.dumps(task.options)}
+    manifest |= {"shots": str(args.shots), "seed": str(args.seed)}
+    with PredictionStore(args.store, manifest=manifest) as store:
+        done = run_bulk(engine, bulk, store)
+        for failure in store.failures():
+            print(f"refused: {failure['query']!r}: {failure['reason']}", file=sys.stderr)
+    print(
+        f"{args.store}: {done.new} new, {done.cached} there already, "
+        f"{done.duplicate} duplicate, {done.failed} refused"
+    )
+    return 1 if done.failed else 0
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Prints the continuation of a prompt."""
+    from limbeck.inference.requests import GenerateRequest, Sampling
+
+    engine = _engine(args.model)
+    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.min_p, args.seed)
+    prompt = (engine.tokenizer.bos_id, *engine.tokenizer.encode(args.prompt))
+    [generation] = engine.generate([GenerateRequest(prompt, sampling, tuple(args.stop))])
+    print(generation.text)
+    return 0
+
+
+def _engine(path: str) -> Any:
+    from limbeck.inference.engine import Engine
+    from limbeck.model.pretrained import load_pretrained
+
+    model = load_pretrained(path)
+    if model.tokenizer is None:
+        raise UserError(f"{path} has no tokenizer; put its tokenizer.json beside it")
+    return Engine(model.config, model.params, model.tokenizer)
+
+
+def _request(task: Any, tokenizer: Any, record: dict[str, str], shots: int, seed: int) -> Any:
+    """Options are scored; without them the answer is generated up to the separator."""
+    from limbeck.inference.requests import GenerateRequest, ScoreRequest
+    from limbeck.prompting.demonstrations import choose
+
+    text = task.prompt(record, choose(task, record, shots, seed))
+    prompt = (tokenizer.bos_id, *tokenizer.encode(text))
+    if task.options is None:
+        return GenerateRequest(prompt, stop=(task.template.separator,))
+    options = (tuple(tokenizer.encode(task.target(record, option))) for option in task.options)
+    return ScoreRequest(prompt, tuple(options))
+
+
+def _answer(payload: dict[str, Any], options: list[str] | None) -> str:
+    """The answer in words: the generated text, or the likeliest option."""
+    if options is None:
+        return payload["text"].strip()
+    return max(zip(payload["logprobs"], options, strict=True))[1]

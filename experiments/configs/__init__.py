@@ -1,0 +1,1 @@
+"""One short file per experiment: what, paper, command, expected number."""

@@ -1,0 +1,191 @@
+"""The engine: many requests in, as many answers out, in batches of few compiled shapes.
+
+Prompts are sorted by length and padded to buckets of powers of two, so that a handful of compiled programs serves
+any mixture of requests; a row's answer does not depend on the rows beside it.
+"""
+
+import hashlib
+from collections.abc import Hashable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from limbeck.inference.key import prediction_key
+from limbeck.inference.requests import Generation, GenerateRequest, ScoreRequest, Scores
+from limbeck.model.config import ModelConfig
+from limbeck.model.decode import SamplingArrays, check_room, generate
+from limbeck.model.errors import UserError
+from limbeck.model.params import Params, digest
+from limbeck.model.tokenizer import Tokenizer
+from limbeck.model.transformer import hidden, logits
+
+_SMALLEST_BUCKET = 16
+
+Shape = TypeVar("Shape", bound=Hashable)
+
+
+class Engine:
+    """Batched generation and scoring with one model."""
+
+    def __init__(self, config: ModelConfig, params: Params, tokenizer: Tokenizer, batch_size: int = 64) -> None:
+        self.config = config
+        self.params = params
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.dtype = config.dtype
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """Hex SHA-256 of the parameters; worked out once."""
+        return digest(self.params)
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """Hex SHA-256 of the tokenizer."""
+        return self.tokenizer.digest
+
+    def key(self, request: GenerateRequest | ScoreRequest) -> str:
+        """The prediction's key: what the answer depends on, and nothing else."""
+        return prediction_key(request, weights=self.weights_digest, tokenizer=self.tokenizer_digest, dtype=self.dtype)
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """A continuation for each request, in their order; its text ends before the first stop string.
+
+        EOS always stops. Raises UserError for a prompt that leaves no room for the answer.
+        """
+        answers: dict[int, Generation] = {}
+        for request in requests:
+            check_room(self.config, len(request.prompt), request.sampling.max_new_tokens)
+        shapes = [(r.sampling.max_new_tokens, r.stop, self._bucket(len(r.prompt))) for r in requests]
+        for (new_tokens, stop, bucket), members in _batches(shapes, self.batch_size):
+            batch = [requests[i] for i in members]
+            tokens_BT, lengths_B = self._pad([request.prompt for request in batch], bucket)
+            out = jax.device_get(
+                generate(
+                    self.config,
+                    self.params,
+                    tokens_BT,
+                    lengths_B,
+                    self._sampling(batch),
+                    self._stop_tokens(stop),
+                    new_tokens,
+                )
+            )
+            for row, index in enumerate(members):
+                length = int(out.length_B[row])
+                answers[index] = self._generation(
+                    stop, out.tokens_BT[row, :length].tolist(), out.logprobs_BT[row, :length]
+                )
+        return [answers[i] for i in range(len(requests))]
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+        """The log-likelihood of each option after its prompt, in the order of the requests.
+
+        Raises UserError for a request without options, an empty option, or a pair that does not fit the model.
+        """
+        rows = []
+        for index, request in enumerate(requests):
+            if not request.options or not all(request.options):
+                raise UserError(f"request {index}: scoring needs one or more options, none of them empty")
+            for option in request.options:
+                check_room(self.config, len(request.prompt), len(option))
+                rows.append((request.prompt, option))
+        logprobs: dict[int, float] = {}
+        shapes = [self._bucket(len(prompt) + len(option) - 1) for prompt, option in rows]
+        for bucket, members in _batches(shapes, self.batch_size):
+            ids = [(*rows[i][0], *rows[i][1]) for i in members]
+            tokens_BT, _ = self._pad([row[:-1] for row in ids], bucket)
+            targets_BT, _ = self._pad([row[1:] for row in ids], bucket)
+            weights_BT = np.zeros(tokens_BT.shape, np.float32)
+            for row, i in enumerate(members):
+                start = len(rows[i][0]) - 1
+                weights_BT[row, start : start + len(rows[i][1])] = 1.0
+            totals_B = np.asarray(_score(self.config, self.params, tokens_BT, targets_BT, weights_BT))
+            logprobs.update(zip(members, totals_B.tolist(), strict=False))
+        answers, start = [], 0
+        for request in requests:
+            stop = start + len(request.options)
+            lengths = tuple(len(option) for option in request.options)
+            answers.append(Scores(tuple(logprobs[i] for i in range(start, stop)), lengths))
+            start = stop
+        return answers
+
+    def _bucket(self, length: int) -> int:
+        bucket = _SMALLEST_BUCKET
+        while bucket < length:
+            bucket *= 2
+        return min(bucket, self.config.max_len)
+
+    def _pad(self, rows: Sequence[Sequence[int]], bucket: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens [batch_size, bucket], lengths): a short batch is filled with rows of one token."""
+        tokens_BT = np.full((self.batch_size, bucket), self.tokenizer.pad_id, np.int32)
+        lengths_B = np.ones(self.batch_size, np.int32)
+        for i, row in enumerate(rows):
+            tokens_BT[i, : len(row)] = row
+            lengths_B[i] = len(row)
+        return tokens_BT, lengths_B
+
+    def _sampling(self, batch: Sequence[GenerateRequest]) -> SamplingArrays:
+        rows = [request.sampling for request in batch] + [batch[-1].sampling] * (self.batch_size - len(batch))
+        # A row's random numbers come from its own request, so order, batch and resumption do not change them.
+        seeds = [hashlib.sha256(repr(request).encode()).digest()[:8] for request in batch]
+        seeds += [bytes(8)] * (self.batch_size - len(batch))
+        keys_B2 = np.frombuffer(b"".join(seeds), np.uint32).reshape(self.batch_size, 2)
+        return SamplingArrays(
+            jax.random.wrap_key_data(jnp.asarray(keys_B2), impl="threefry2x32"),
+            jnp.asarray([row.temperature for row in rows], jnp.float32),
+            jnp.asarray([row.top_k for row in rows], jnp.int32),
+            jnp.asarray([row.top_p for row in rows], jnp.float32),
+            jnp.asarray([row.min_p for row in rows], jnp.float32),
+        )
+
+    @cached_property
+    def _token_texts(self) -> list[str]:
+        return [self.tokenizer.decode([i]) for i in range(self.tokenizer.vocab_size)]
+
+    def _stop_tokens(self, stop: Sequence[str]) -> np.ndarray:
+        """stop_V: EOS, and every token whose text holds a stop string (a stop across tokens is found in the text)."""
+        stop_V = np.zeros(self.config.vocab_size, bool)
+        stop_V[self.tokenizer.eos_id] = True
+        if stop:
+            for i, text in enumerate(self._token_texts):
+                stop_V[i] |= any(string in text for string in stop)
+        return stop_V
+
+    def _generation(self, stop: Sequence[str], ids: list[int], logprobs: np.ndarray) -> Generation:
+        """Cut before the first stop string; what was written after it does not count."""
+        stopped = bool(ids) and ids[-1] == self.tokenizer.eos_id
+        text = self.tokenizer.decode(ids)
+        found = [at for at in (text.find(string) for string in stop) if at >= 0]
+        if found:
+            stopped, text = True, text[: min(found)]
+            # The fewest tokens whose text shows a stop string: the answer and the stop itself.
+            used = next(n for n in range(1, len(ids) + 1) if any(s in self.tokenizer.decode(ids[:n]) for s in stop))
+            ids, logprobs = ids[:used], logprobs[:used]
+        return Generation(text, tuple(ids), float(logprobs.sum()), stopped)
+
+
+@partial(jax.jit, static_argnames="config")
+def _score(config: ModelConfig, params: Params, tokens_BT, targets_BT, weights_BT) -> jax.Array:
+    """total_B: each row's sum of weighted log-likelihoods, a row of logits at a time: no [B, T, V] array exists."""
+    hidden_BTD, _ = hidden(config, params, tokens_BT)
+
+    def row(xs):
+        hidden_TD, targets_T, weights_T = xs
+        logprobs_TV = jax.nn.log_softmax(logits(config, params, hidden_TD))
+        return (jnp.take_along_axis(logprobs_TV, targets_T[:, None], 1)[:, 0] * weights_T).sum()
+
+    return jax.lax.map(row, (hidden_BTD, jnp.asarray(targets_BT), jnp.asarray(weights_BT)))
+
+
+def _batches(shapes: Sequence[Shape], size: int) -> Iterator[tuple[Shape, list[int]]]:
+    """Indices of equal shape together, at most `size` at a time."""
+    groups: dict[Shape, list[int]] = {}
+    for index, shape in enumerate(shapes):
+        groups.setdefault(shape, []).append(index)
+    for shape, members in groups.items():
+        for start in range(0, len(members), size):
+            yield shape, members[start : start + size]

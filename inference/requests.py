@@ -1,0 +1,51 @@
+"""What is asked of an engine and what it answers: plain frozen values, free of jax."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; temperature 0 is greedy, top_k 0 keeps every token."""
+
+    max_new_tokens: int = 16
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """Continue a prompt of token ids; sample tells apart several draws from the same prompt."""
+
+    prompt: tuple[int, ...]
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Score each option (token ids) as the continuation of a prompt."""
+
+    prompt: tuple[int, ...]
+    options: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A continuation without its stop string; logprob is the sum over its tokens, in nats."""
+
+    text: str
+    tokens: tuple[int, ...]
+    logprob: float
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Summed log-likelihood of each option in nats, and how many tokens each has."""
+
+    logprobs: tuple[float, ...]
+    lengths: tuple[int, ...]

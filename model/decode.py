@@ -1,0 +1,162 @@
+"""Writing on: prefill a key-value cache, then one token at a time on the device, sampling and stopping included."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from limbeck.model.config import ModelConfig
+from limbeck.model.errors import UserError
+from limbeck.model.params import Params
+from limbeck.model.sampling import sample
+from limbeck.model.transformer import Cache, empty_cache, hidden, logits
+
+
+class SamplingArrays(NamedTuple):
+    """How each row samples (see `sampling.py`); a row's tokens depend on its own key alone."""
+
+    key_B: jax.Array
+    temperature_B: jax.Array
+    top_k_B: jax.Array
+    top_p_B: jax.Array
+    min_p_B: jax.Array
+
+
+class Generated(NamedTuple):
+    """`tokens_BT[b, :length_B[b]]` were written; `logprobs_BT` are the model's own, before any filter.
+
+    A row that met a stop token has it as its last and is `stopped_B`.
+    """
+
+    tokens_BT: jax.Array
+    logprobs_BT: jax.Array
+    length_B: jax.Array
+    stopped_B: jax.Array
+
+
+class _Decoding(NamedTuple):
+    logits_BV: jax.Array  # of the next token
+    cache: Cache
+    out: Generated
+    step: jax.Array
+
+
+def greedy(batch: int) -> SamplingArrays:
+    """Settings for `batch` rows that always take the most likely token."""
+    zeros_B = jnp.zeros(batch)
+    keys_B = jax.random.split(jax.random.key(0), batch)
+    return SamplingArrays(keys_B, zeros_B, zeros_B.astype(jnp.int32), zeros_B + 1, zeros_B)
+
+
+def prefill(
+    config: ModelConfig, params: Params, tokens_BT: jax.Array, lengths_B: jax.Array, cache: Cache
+) -> tuple[jax.Array, Cache]:
+    """(logits_BV after each row's last token, the cache): reads right-padded prompts into an empty cache.
+
+    What padding wrote lies past the row's length: no query sees it before the row's own tokens replace it.
+    """
+    hidden_BTD, cache = hidden(config, params, tokens_BT, cache=cache)
+    last_BD = hidden_BTD[jnp.arange(tokens_BT.shape[0]), lengths_B - 1]
+    return logits(config, params, last_BD), cache._replace(length_B=lengths_B)
+
+
+def decode_step(config: ModelConfig, params: Params, tokens_B: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    """(logits_BV of the next token, the cache with `tokens_B` in it)."""
+    hidden_BTD, cache = hidden(config, params, tokens_B[:, None], cache=cache)
+    return logits(config, params, hidden_BTD[:, 0]), cache
+
+
+@partial(jax.jit, static_argnames=("config", "max_new_tokens"))
+def generate(
+    config: ModelConfig,
+    params: Params,
+    tokens_BT: jax.Array,
+    lengths_B: jax.Array,
+    sampling: SamplingArrays,
+    stop_V: jax.Array,
+    max_new_tokens: int,
+) -> Generated:
+    """Continues right-padded prompts until each row met a token of the set `stop_V` (bool [V]) or is full.
+
+    One compiled loop on the device, which ends when all rows have. The caller sees to it that prompt and
+    continuation fit `config.max_len` (`check_room`).
+    """
+    state = _start(config, params, tokens_BT, lengths_B, max_new_tokens)
+    return _advance(config, params, state, sampling, stop_V, max_new_tokens).out
+
+
+def stream(
+    config: ModelConfig,
+    params: Params,
+    tokens_BT: jax.Array,
+    lengths_B: jax.Array,
+    sampling: SamplingArrays,
+    stop_V: jax.Array,
+    max_new_tokens: int,
+    chunk: int = 8,
+) -> Iterator[Generated]:
+    """`generate` that yields what is there after every `chunk` tokens; the last one is what `generate` gives."""
+    state = _start_jit(config, params, tokens_BT, lengths_B, max_new_tokens)
+    for _ in range(0, max_new_tokens, chunk):
+        state = _advance_jit(config, params, state, sampling, stop_V, chunk)
+        # The state is donated to the next call, so what leaves this function is a copy.
+        yield jax.device_get(state.out)
+        if bool(state.out.stopped_B.all()):
+            return
+
+
+def check_room(config: ModelConfig, prompt: int, max_new_tokens: int) -> None:
+    """Raises UserError when a prompt of that many tokens and its continuation do not fit the model's positions."""
+    if prompt < 1:
+        raise UserError("the prompt is empty: it needs at least the BOS token")
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+    if prompt + max_new_tokens > config.max_len:
+        raise UserError(
+            f"a prompt of {prompt} tokens and {max_new_tokens} new ones are more than the model's {config.max_len} "
+            "positions: shorten the prompt, give fewer examples or ask for fewer tokens"
+        )
+
+
+def _start(config, params, tokens_BT, lengths_B, max_new_tokens) -> _Decoding:
+    batch, length = tokens_BT.shape
+    cache = empty_cache(config, batch, length + max_new_tokens)
+    logits_BV, cache = prefill(config, params, tokens_BT, lengths_B, cache)
+    out = Generated(
+        jnp.zeros((batch, max_new_tokens), jnp.int32),
+        jnp.zeros((batch, max_new_tokens), jnp.float32),
+        jnp.zeros(batch, jnp.int32),
+        jnp.zeros(batch, bool),
+    )
+    return _Decoding(logits_BV, cache, out, jnp.int32(0))
+
+
+def _advance(config, params, state: _Decoding, sampling: SamplingArrays, stop_V, steps: int) -> _Decoding:
+    """At most `steps` more tokens."""
+    last = jnp.minimum(state.step + steps, state.out.tokens_BT.shape[1])
+
+    def unfinished(state: _Decoding) -> jax.Array:
+        return (state.step < last) & ~state.out.stopped_B.all()
+
+    def write(state: _Decoding) -> _Decoding:
+        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(sampling.key_B, state.step)
+        settings = {name: getattr(sampling, name) for name in sampling._fields if name != "key_B"}
+        tokens_B = sample(state.logits_BV, step_keys_B, **settings)
+        logprobs_B = jnp.take_along_axis(jax.nn.log_softmax(state.logits_BV), tokens_B[:, None], 1)[:, 0]
+        open_B = ~state.out.stopped_B
+        out = Generated(
+            state.out.tokens_BT.at[:, state.step].set(jnp.where(open_B, tokens_B, 0)),
+            state.out.logprobs_BT.at[:, state.step].set(jnp.where(open_B, logprobs_B, 0.0)),
+            state.out.length_B + open_B,
+            state.out.stopped_B | stop_V[tokens_B],
+        )
+        logits_BV, cache = decode_step(config, params, tokens_B, state.cache)
+        return _Decoding(logits_BV, cache, out, state.step + 1)
+
+    return jax.lax.while_loop(unfinished, write, state)
+
+
+_start_jit = jax.jit(_start, static_argnums=(0, 4))
+_advance_jit = jax.jit(_advance, static_argnums=(0, 5), donate_argnums=2)

@@ -1,0 +1,179 @@
+"""The decoder-only transformer behind pure functions: `init`, `apply`, and the pieces that a loss needs.
+
+The block is a Linen module; the stack of blocks is a plain loop over the runs of layers in the parameter dict
+(see `params.py`), so a stack that was cut where training begins is differentiated only from there on.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from limbeck.model.attention import Attention, LayerCache
+from limbeck.model.config import ModelConfig
+from limbeck.model.errors import UserError
+from limbeck.model.layers import Mlp, Norm, softcap
+from limbeck.model.params import Params, runs
+
+
+class Cache(NamedTuple):
+    """Keys and values of all layers, a slot per position; `length_B` is how many slots of a row are in use."""
+
+    k_LBSKH: jax.Array
+    v_LBSKH: jax.Array
+    length_B: jax.Array
+
+
+class Output(NamedTuple):
+    """What a forward pass gives; `cache` only where one was given."""
+
+    logits_BTV: jax.Array
+    hidden_BTD: jax.Array
+    cache: Cache | None
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array,
+        segments_BT: jax.Array | None,
+        window: jax.Array,
+        cache: LayerCache | None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        c = self.config
+        normed_BTD = Norm(c.norm, c.norm_eps, name="attn_norm")(x_BTD)
+        update_BTD, cache = Attention(c, name="attn")(normed_BTD, positions_BT, segments_BT, window, cache)
+        x_BTD = x_BTD + update_BTD
+        x_BTD = x_BTD + Mlp(c, name="mlp")(Norm(c.norm, c.norm_eps, name="mlp_norm")(x_BTD))
+        return x_BTD, cache
+
+
+def init(config: ModelConfig, key: jax.Array) -> Params:
+    """Random float32 parameters; a leaf's values depend on the key, its path and its layer alone."""
+    return jax.jit(_init, static_argnums=0)(config, key)
+
+
+def _init(config: ModelConfig, key: jax.Array) -> Params:
+    c = config
+    x_BTD = jnp.zeros((1, 1, c.width))
+    positions_BT = jnp.zeros((1, 1), jnp.int32)
+
+    def block(layer: jax.Array) -> dict:
+        layer_key = jax.random.fold_in(jax.random.fold_in(key, 0), layer)
+        return Block(c).init(layer_key, x_BTD, positions_BT, None, jnp.int32(c.max_len), None)["params"]
+
+    flat = flatten_dict(jax.vmap(block)(jnp.arange(c.depth)), sep="/")
+    params = {f"blocks/{path}": leaf for path, leaf in flat.items()}
+    params["embed/embedding"] = 0.02 * jax.random.normal(jax.random.fold_in(key, 1), (c.vocab_size, c.width))
+    if c.positions == "learned":
+        params["positions/embedding"] = 0.02 * jax.random.normal(jax.random.fold_in(key, 2), (c.max_len, c.width))
+    if not c.tied_embedding:
+        params["head/kernel"] = c.width**-0.5 * jax.random.normal(
+            jax.random.fold_in(key, 3), (c.width, c.vocab_size)
+        )
+    norm = Norm(c.norm, c.norm_eps).init(key, x_BTD)["params"]
+    params |= {f"norm/{path}": leaf for path, leaf in norm.items()}
+    return params
+
+
+def shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path, shape and dtype of every parameter, with nothing allocated."""
+    return jax.eval_shape(lambda key: _init(config, key), jax.random.key(0))
+
+
+def head_kernel(params: Mapping[str, jax.Array]) -> jax.Array:
+    """head_DV: the output projection, or the embedding turned round where the two are tied."""
+    kernel = params.get("head/kernel")
+    return params["embed/embedding"].T if kernel is None else kernel
+
+
+def empty_cache(config: ModelConfig, batch: int, slots: int) -> Cache:
+    """A cache of `slots` positions for each of `batch` rows."""
+    shape = (config.depth, batch, slots, config.num_kv_heads, config.head_dim)
+    zeros = jnp.zeros(shape, config.dtype)
+    return Cache(zeros, jnp.zeros_like(zeros), jnp.zeros(batch, jnp.int32))
+
+
+def hidden(
+    config: ModelConfig,
+    params: Mapping[str, jax.Array],
+    tokens_BT: jax.Array,
+    *,
+    positions_BT: jax.Array | None = None,
+    segments_BT: jax.Array | None = None,
+    cache: Cache | None = None,
+) -> tuple[jax.Array, Cache | None]:
+    """(hidden_BTD after the final norm, the cache with the new tokens in it): a forward pass without the head.
+
+    `positions_BT` counts from the row's start, or from `cache.length_B` with a cache; `segments_BT` numbers packed
+    documents, which do not see each other. Raises UserError for more tokens than the model has positions.
+    """
+    c = config
+    batch, length = tokens_BT.shape
+    if cache is None and length > c.max_len:
+        raise UserError(f"{length} tokens in a row, but the model has max_len={c.max_len} positions: shorten the input")
+    if positions_BT is None:
+        start_B1 = jnp.zeros((batch, 1), jnp.int32) if cache is None else cache.length_B[:, None]
+        positions_BT = start_B1 + jnp.arange(length, dtype=jnp.int32)
+    x_BTD = params["embed/embedding"].astype(c.dtype)[tokens_BT] * jnp.asarray(c.embedding_scale, c.dtype)
+    if c.positions == "learned":
+        x_BTD = x_BTD + params["positions/embedding"].astype(c.dtype)[positions_BT]
+
+    def block(carry, layer):
+        x_BTD, k_LBSKH, v_LBSKH = carry
+        leaves, window, index = layer
+        layer_cache = None if k_LBSKH is None else LayerCache(k_LBSKH, v_LBSKH, index)
+        variables = {"params": unflatten_dict(leaves, sep="/")}
+        x_BTD, layer_cache = Block(c).apply(variables, x_BTD, positions_BT, segments_BT, window, layer_cache)
+        return (x_BTD, *(layer_cache[:2] if layer_cache else (None, None))), None
+
+    if c.remat == "full":
+        block = jax.checkpoint(block)
+    elif c.remat == "dots":
+        block = jax.checkpoint(block, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    windows_L = jnp.asarray(c.layer_windows(), jnp.int32)
+    carry = (x_BTD, None, None) if cache is None else (x_BTD, cache.k_LBSKH, cache.v_LBSKH)
+    stop = 0
+    for run in runs(params):
+        layers = (run.leaves, windows_L[run.start : run.stop], jnp.arange(run.start, run.stop))
+        carry, _ = jax.lax.scan(block, carry, layers, unroll=1 if c.scan else run.stop - run.start)
+        stop = run.stop
+    if stop != c.depth:
+        raise UserError(f"the parameters hold {stop} layers, the config says depth={c.depth}: use the config they were made with")
+    norm = {path.removeprefix("norm/"): leaf for path, leaf in params.items() if path.startswith("norm/")}
+    hidden_BTD = Norm(c.norm, c.norm_eps).apply({"params": norm}, carry[0])
+    if cache is not None:
+        cache = Cache(carry[1], carry[2], jnp.maximum(cache.length_B, positions_BT[:, -1] + 1))
+    return hidden_BTD, cache
+
+
+def logits(config: ModelConfig, params: Mapping[str, jax.Array], hidden: jax.Array) -> jax.Array:
+    """The head: hidden [..., D] to float32 logits [..., V]."""
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    out = jnp.dot(flat, head_kernel(params).astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return softcap(out, config.logit_softcap).reshape(*hidden.shape[:-1], -1)
+
+
+def apply(
+    config: ModelConfig,
+    params: Mapping[str, jax.Array],
+    tokens_BT: jax.Array,
+    *,
+    positions_BT: jax.Array | None = None,
+    segments_BT: jax.Array | None = None,
+    cache: Cache | None = None,
+) -> Output:
+    """One forward pass with the logits of every position; arguments and errors as in `hidden`."""
+    hidden_BTD, cache = hidden(
+        config, params, tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT, cache=cache
+    )
+    return Output(logits(config, params, hidden_BTD), hidden_BTD, cache)

@@ -1,0 +1,23 @@
+"""Set before jax is imported: one CPU device, and compiled programs kept from one test run to the next."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limbeck" / "xla-tests"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data sets, in LIMBECK_DATA or beside the repository; skips where there are none."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("LIMBECK_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no data sets in {folder}; LIMBECK_DATA names another folder")
+    return folder

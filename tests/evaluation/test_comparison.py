@@ -1,0 +1,81 @@
+import math
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from limbeck.evaluation.comparison import break_even, break_even_table, pareto
+
+small = st.integers(0, 6).map(float)  # small integers tie often
+cost = st.integers(0, 60).map(float)
+
+
+def test_pareto_of_a_drawn_example():
+    #         kept     dearer   kept    worse    as good, dearer
+    points = [(1, 0.5), (2, 0.4), (3, 0.9), (3, 0.8), (4, 0.9)]
+    assert pareto(points) == [0, 2]
+    assert pareto([]) == []
+
+
+@given(st.lists(st.tuples(small, small), max_size=12))
+def test_pareto_is_what_nothing_beats(points):
+    def beats(a, b):
+        return a != b and a[0] <= b[0] and a[1] >= b[1]
+
+    front = [i for i, point in enumerate(points) if not any(beats(other, point) for other in points)]
+    assert pareto(points) == front
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "requests"),
+    [
+        ((0, 2), (10, 1), 10),  # 2 n = 10 + n
+        ((5, 3), (20, 0.5), 6),
+        ((10, 2), (4, 1), 0),  # dearer at neither
+        ((10, 1), (4, 1), 0),
+        ((0, 1), (10, 1), None),
+        ((0, 1), (10, 2), None),
+        ((10, 1), (0, 2), None),  # cheaper at first, not for good
+        ((3, 1), (3, 1), None),
+    ],
+)
+def test_break_even_by_hand(a, b, requests):
+    assert break_even(*a, *b) == requests
+
+
+@given(cost, cost, cost, cost)
+@example(0.0, 2.0, 10.0, 1.0)
+def test_break_even_is_where_a_simulation_sees_b_stay_cheaper(fixed_a, each_a, fixed_b, each_b):
+    requests = break_even(fixed_a, each_a, fixed_b, each_b)
+    cheaper = [fixed_b + each_b * n < fixed_a + each_a * n for n in range(200)]
+    if requests is None:
+        assert not cheaper[-1]
+    else:
+        first = math.floor(requests) + 1
+        assert all(cheaper[first:])
+        assert requests == 0 or not any(cheaper[:first])
+
+
+def row(method, train_seconds, latency_ms_p50, **flops):
+    return {"method": method, "train_seconds": train_seconds, "latency_ms_p50": latency_ms_p50, **flops}
+
+
+ROWS = [
+    row("few_shot", 0, 10.0, train_flops=0, flops_per_request=9e6),
+    row("full", 40, 6.0, train_flops=6e9, flops_per_request=3e6),
+    row("distilled", 60, 2.0),
+]
+
+
+def test_table_counts_seconds_and_flops_in_their_units():
+    table = {(row["from"], row["to"], row["unit"]): row for row in break_even_table(ROWS)}
+    assert table["few_shot", "full", "seconds"]["requests"] == pytest.approx(10_000)  # 40 s at 4 ms a request
+    assert table["full", "distilled", "seconds"]["requests"] == pytest.approx(5_000)
+    assert table["few_shot", "full", "FLOPs"]["requests"] == pytest.approx(1_000)
+    assert table["full", "distilled", "seconds"]["per_request_from"] == pytest.approx(0.006)
+
+
+def test_table_leaves_out_what_was_not_measured():
+    units = {(row["to"], row["unit"]) for row in break_even_table(ROWS)}
+    assert units == {("full", "seconds"), ("distilled", "seconds"), ("full", "FLOPs")}
+    assert break_even_table([{"method": "full", "train_seconds": None, "latency_ms_p50": None}]) == []

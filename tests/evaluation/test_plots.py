@@ -1,0 +1,68 @@
+import re
+
+import pytest
+
+from limbeck.evaluation import plots
+
+ROWS = [
+    {"method": "few_shot", "accuracy": 0.8, "ci95": [0.7, 0.9], "latency_ms_p50": 9.0},
+    {"method": "full", "accuracy": 0.9, "latency_ms_p50": 6.0},
+    {"method": "student_alone", "accuracy": None, "latency_ms_p50": 2.0},
+]
+
+
+def test_no_numbers_no_plot():
+    assert plots.quality(ROWS, "params_total", "parameters") == ""
+    assert plots.break_even_lines([], "seconds") == ""
+
+
+def test_only_what_was_measured_is_named():
+    svg = plots.quality(ROWS, "latency_ms_p50", "latency, ms")
+    assert "few_shot" in svg and "full" in svg and "student_alone" not in svg
+
+
+def test_colours_tell_methods_apart_and_follow_a_model_known_by_another_name():
+    assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
+    assert plots.colour("tuned") == plots.colour("full") != plots.colour("anything else")
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#1a1d22"])
+def test_every_colour_stands_out_on_the_page(page):
+    def luminance(shade):
+        channels = [int(shade[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for method, shade in plots.COLOURS.items():
+        light, dark = sorted([luminance(shade), luminance(page)], reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 3, method
+
+
+def test_stages_stand_in_the_order_of_the_lesson():
+    stages = ["pretrain", "full", "distilled", "mine"]
+    assert plots.in_order(stages[::-1]) == stages
+
+
+def test_text_is_text_in_any_script_and_never_markup():
+    answers = [["$\\frac$ <b>", 0.5], ["سیب", 0.3], ["苹果", 0.2]]
+    svg = plots.ambiguity_bars({"no examples": answers})
+    assert "$\\frac$ &lt;b&gt;" in svg and "سیب" in svg and "苹果" in svg
+    assert "<b>" not in svg
+
+
+def test_a_crossing_is_marked_and_a_method_that_never_pays_is_still_drawn():
+    def entry(to, requests):
+        costs = {"fixed_from": 0, "per_request_from": 2.0, "fixed_to": 10, "per_request_to": 1.0}
+        return {"from": "few_shot", "to": to, "unit": "seconds", "requests": requests, **costs}
+
+    dotted = r'stroke-dasharray[^"]*stroke: ' + plots.colour("full")
+    crossing = plots.break_even_lines([entry("full", 10.0)], "seconds")
+    assert len(re.findall(dotted, crossing)) == 1
+    never = plots.break_even_lines([entry("full", None)], "seconds")
+    assert not re.findall(dotted, never)
+    assert "few_shot" in never and "full" in never
+
+
+def test_curves_are_thinned_to_a_small_file():
+    curve = [[float(step), 5.0 / (step + 1)] for step in range(20_000)]
+    assert len(plots.loss_curves({"pretrain": curve, "full": curve[:1]})) < 30_000

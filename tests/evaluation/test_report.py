@@ -1,0 +1,242 @@
+import io
+import os
+import re
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from limbeck.evaluation.comparison import break_even_table
+from limbeck.evaluation.report import load_report, terminal_table, write_report
+from limbeck.model.errors import UserError
+
+FILES = ("report.json", "report.md", "report.html")
+HOSTILE = "<script>alert(1)</script>"
+
+
+def row(method, accuracy, seconds=0.0, latency=6.0, params=2_400_000):
+    return {
+        "method": method,
+        "accuracy": accuracy,
+        "ci95": [max(accuracy - 0.03, 0.0), min(accuracy + 0.03, 1.0)],
+        "n": 400,
+        "params_total": params,
+        "params_trainable": 0,
+        "bytes": 4 * params,
+        "train_seconds": seconds,
+        "optimizer_bytes": 0,
+        "flops_per_step": 0,
+        "prompt_tokens": 5,
+        "latency_ms_p50": latency,
+        "joules_per_prediction": None,
+    }
+
+
+@pytest.fixture
+def data():
+    rows = [
+        row("few_shot", 0.8, latency=9.0),
+        row("full", 0.95, seconds=40.0),
+        row("distilled", 0.93, seconds=80.0, latency=2.0, params=600_000),
+    ]
+    claims = [
+        {"name": "tuned_beats_base", "statement": "It does.", "holds": True, "evidence": {"full": 0.95}},
+        {"name": "distilled_is_faster", "statement": "2x.", "holds": False, "evidence": {"speedup": 1.8127}},
+    ]
+    return {
+        "title": "A lesson",
+        "command": "limbeck run experiments/configs/quickstart.py",
+        "seed": 0,
+        "seconds": 381.0,
+        "machine": {"cores": 2},
+        "versions": {"jax": "0.10.2"},
+        "task": {"name": "world", "train": 800, "test": 400, "example_prompt": "plum: drupe\nlemon:"},
+        "rows": rows,
+        "claims": claims,
+        "curves": {"pretrain": [[0, 5.0], [10, 2.0]], "full": [[0, 2.0], [10, 0.1]]},
+        "ambiguity": {"zero_shot": [["technology", 0.4], ["pome", 0.2]], "few_shot_fruit": [["pome", 0.9]]},
+        "bias": [
+            {"model": model, "probe": "names", "value": 0.9, "ci95": [0.8, 1.0], "n": 50, "ideal": 1.0}
+            for model in ("base", "tuned", "distilled")
+        ],
+        "offline": {"rows": 9, "coverage": 1.0, "lookup_us_p50": 8.0, "online_ms_p50": 6.0, "speedup": 750.0},
+        "break_even": break_even_table(rows),
+        "samples": [{"input": "گیلاس", "answer": "شفت", "few_shot": "سته", "full": "شفت"}],
+    }
+
+
+def read(folder):
+    return {name: (folder / name).read_text(encoding="utf-8") for name in FILES}
+
+
+def test_what_is_written_is_read_again(tmp_path, data):
+    write_report(tmp_path, data)
+    assert load_report(tmp_path) == data
+    assert sorted(os.listdir(tmp_path)) == sorted(FILES)
+    assert "گیلاس" in read(tmp_path)["report.json"]
+
+
+def test_equal_data_gives_equal_bytes_in_whatever_order(tmp_path, data):
+    write_report(tmp_path / "a", data)
+    again = load_report(tmp_path / "a")
+    again["curves"] = dict(reversed(again["curves"].items()))
+    write_report(tmp_path / "b", dict(reversed(again.items())))
+    assert read(tmp_path / "a") == read(tmp_path / "b")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused_by_its_place_and_nothing_is_written(tmp_path, data, bad):
+    data["curves"]["full"][1][1] = bad
+    with pytest.raises(UserError, match=r"report\.curves\.full\.1\.1 is (nan|inf)"):
+        write_report(tmp_path, data)
+    assert not os.listdir(tmp_path)
+
+
+def test_hostile_text_stays_text(tmp_path, data):
+    data["title"] = data["command"] = data["task"]["example_prompt"] = HOSTILE
+    data["task"]["name"] = data["rows"][0]["method"] = data["machine"]["cores"] = HOSTILE
+    data["samples"][0] |= {"input": HOSTILE + "|a\n# b", "answer": HOSTILE, HOSTILE: HOSTILE}
+    data["claims"][1] |= {"name": HOSTILE, "statement": HOSTILE, "evidence": {HOSTILE: HOSTILE}}
+    data["ambiguity"]["zero_shot"][0][0] = data["bias"][0]["probe"] = data["bias"][0]["model"] = HOSTILE
+    data["curves"][HOSTILE] = [[0, 1.0]]
+    data["break_even"][0]["from"] = '"><img src=x onerror=alert(1)>'
+    write_report(tmp_path, data)
+    html, markdown = read(tmp_path)["report.html"], read(tmp_path)["report.md"]
+    assert "<script" not in html and "<img" not in html
+    assert html.count("&lt;script") > 12
+    assert not re.search(r"(?<!\\)<", markdown)
+    assert "\n# b" not in markdown and r"\|a # b" in markdown
+
+
+def test_a_failed_claim_is_seen_with_its_evidence(tmp_path, data):
+    data = {"claims": data["claims"]}
+    write_report(tmp_path, data)
+    html, markdown = read(tmp_path)["report.html"], read(tmp_path)["report.md"]
+    red = re.findall(r'<tr class="bad">.*?</tr>', html, flags=re.DOTALL)
+    assert len(red) == 1
+    assert "distilled_is_faster" in red[0] and "1.813" in red[0] and "<details open>" in red[0]
+    line = next(line for line in markdown.splitlines() if line.startswith("| **FAILS**"))
+    assert "distilled_is_faster" in line and "1.813" in line
+    for text in (html, markdown):
+        assert "1 of 2 claims FAIL: distilled_is_faster" in text
+    data["claims"][1]["holds"] = True
+    write_report(tmp_path, data)
+    assert 'class="bad"' not in read(tmp_path)["report.html"]
+    assert "FAIL" not in "".join(read(tmp_path).values())
+
+
+BLOCKS = {
+    "rows": "Methods side by side",
+    "claims": "Claims",
+    "break_even": "When the dearer start pays",
+    "ambiguity": "What a prompt without examples can mean",
+    "bias": "Bias",
+    "offline": "Predicted ahead of time",
+    "samples": "Samples",
+    "versions": "How this was made",
+}
+
+
+def sections(folder, title):
+    """The section in HTML and in Markdown."""
+    written = read(folder)
+    yield written["report.html"].split(f"<h2>{title}</h2>")[1].split("</section>")[0]
+    yield written["report.md"].split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+NULLS = dict.fromkeys([*BLOCKS, "curves", "task", "seconds", "seed", "title"])
+
+
+@pytest.mark.parametrize("missing", [{}, NULLS])
+def test_missing_blocks_read_not_measured_in_their_sections(tmp_path, missing):
+    write_report(tmp_path, missing)
+    assert load_report(tmp_path) == missing
+    for title in BLOCKS.values():
+        for section in sections(tmp_path, title):
+            assert "not measured" in section, title
+    assert "not measured" in show(missing)
+
+
+def test_what_is_measured_does_not_read_not_measured(tmp_path, data):
+    data["rows"] = [row | {"joules_per_prediction": 0.01} for row in data["rows"]]
+    flops = {"train_flops": 1, "flops_per_request": 1}
+    data["break_even"] = break_even_table([row | flops for row in data["rows"]])
+    data["bias"] = [row | {"perplexity": 4.0} for row in data["bias"]]
+    data["offline"]["same_answers"] = True
+    write_report(tmp_path, data)
+    for title in BLOCKS.values():
+        for section in sections(tmp_path, title):
+            assert "not measured" not in section, title
+
+
+class Reader(HTMLParser):
+    """Collects what a browser would fetch or run, and checks that every element is closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.references, self.directions = [], [], 0
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "link", "br", "img", "path", "use"):
+            self.open.append(tag)
+        if tag in ("script", "link", "img", "iframe", "object"):
+            self.references.append(tag)
+        for name, value in attrs:
+            self.directions += (name, value) == ("dir", "auto")
+            if name in ("src", "href", "xlink:href") and not (value or "").startswith("#"):
+                self.references.append(value)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in ("path", "use"):
+            assert self.open.pop() == tag
+
+
+def test_the_page_stands_alone(tmp_path, data):
+    write_report(tmp_path, data)
+    html = read(tmp_path)["report.html"]
+    reader = Reader()
+    reader.feed(html)
+    assert reader.open == [] and reader.references == []
+    assert reader.directions >= 4
+    assert html.count("<svg") == 6  # quality twice, break-even in seconds, ambiguity, bias, loss
+    assert not re.search(r"http|@import|url\((?!#)", html)
+    assert "گیلاس" in html and "prefers-color-scheme: dark" in html and "@media print" in html
+
+
+def show(data, width=120):
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    console.print(terminal_table(data))
+    return console.file.getvalue()
+
+
+def test_the_terminal_shows_rows_and_claims(data):
+    text = show(data)
+    assert "0.95 [0.92, 0.98]" in text and "2.4 M" in text and "9.6 MB" in text and "1 min 20 s" in text
+    assert "FAILS" in text and "{speedup: 1.813}" in text and "1 of 2 claims FAIL" in text
+
+
+def test_the_terminal_obeys_no_text(data):
+    data["rows"][0]["method"] = "[bold]x\x1b[2J"
+    data["claims"][0]["statement"] = "[/nothing] \x1b[31m"
+    text = show(data)
+    assert "[bold]x" in text and "[/nothing]" in text and "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[1]", b'{"rows": {}}', b'{"claims": 3}', b'{"seed": NaN}', b'"\xff"'],
+)
+def test_a_corrupt_report_is_named_with_its_remedy(tmp_path, content):
+    (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"report\.json is not a report .*limbeck run"):
+        load_report(tmp_path)
+
+
+def test_a_missing_report_is_named_with_its_remedy(tmp_path):
+    with pytest.raises(UserError, match="no report in .*limbeck run"):
+        load_report(tmp_path / "nowhere")

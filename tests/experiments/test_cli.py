@@ -1,0 +1,190 @@
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from limbeck.experiments.cli import build_parser, main
+
+EXPERIMENT = """
+import time
+from dataclasses import dataclass
+from limbeck.experiments.sweep import axis
+
+@dataclass(frozen=True)
+class Mine:
+    seed: int = 0
+    seconds: float = 0.0
+
+config = Mine()
+main = "mine_main:run"
+
+def sweep():
+    return axis("seed", [7, 8])
+"""
+
+MAIN = """
+import time
+
+def run(config, rundir):
+    (rundir / "seed").write_text(str(config.seed))
+    print("running", flush=True)
+    time.sleep(config.seconds)
+    return 1 if config.seed == 13 else 0
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch) -> str:
+    """An experiment in the current folder whose run writes its seed down and fails for 13."""
+    (tmp_path / "mine.py").write_text(EXPERIMENT)
+    (tmp_path / "mine_main.py").write_text(MAIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "mine.py"
+
+
+def limbeck(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "limbeck.experiments.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_help_answers_at_once_and_teaches() -> None:
+    start = time.monotonic()
+    done = limbeck("--help")
+    assert time.monotonic() - start < 2
+    assert done.returncode == 0 and done.stderr == ""
+    for command in ("run", "report", "lookup", "predict", "generate"):
+        assert f"limbeck {command} " in done.stdout
+
+
+def test_help_and_mistakes_import_nothing_heavy() -> None:
+    code = """
+import contextlib, sys
+from limbeck.experiments.cli import main
+with contextlib.suppress(SystemExit):
+    main(["--help"])
+main(["run", "no_such_experiment"])
+import limbeck.experiments.commands, limbeck.experiments.rundir
+print([name for name in ("jax", "numpy", "orbax", "pyarrow", "matplotlib") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_example_of_the_help_is_a_command_line_that_parses(capsys) -> None:
+    for words in (["--help"], ["run", "--help"], ["predict", "--help"], ["generate", "--help"]):
+        with pytest.raises(SystemExit):
+            main(words)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    examples = [line.split("   ")[0] for line in lines if line.startswith("limbeck ") and "[" not in line]
+    assert len(examples) > 8
+    for example in examples:
+        args, rest = build_parser().parse_known_args(shlex.split(example)[1:])
+        assert args.command == "run" or not rest
+
+
+def test_a_run_takes_overrides_and_returns_its_status(experiment: str, capsys) -> None:
+    assert main(["run", experiment, "--seed", "4"]) == 0
+    assert Path("runs/mine/seed").read_text() == "4"
+    assert Path("runs/mine/command.txt").read_text() == "limbeck run mine.py --seed 4\n"
+    assert main(["run", experiment, "--workdir", "other", "--seed=13"]) == 1
+    assert Path("other/seed").read_text() == "13"
+    capsys.readouterr()
+    assert main(["run", experiment, "--seed", "5"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("limbeck: runs/mine holds a run with seed 4") and error.count("\n") == 1
+
+
+def test_a_mistyped_field_stops_at_once(experiment: str, capsys) -> None:
+    start = time.monotonic()
+    assert main(["run", experiment, "--sead", "4"]) == 2
+    assert time.monotonic() - start < 1
+    assert capsys.readouterr().err.startswith("limbeck: unknown field --sead; did you mean 'seed'?")
+    assert not Path("runs").exists()
+
+
+def test_a_sweep_is_printed_and_run(experiment: str, capsys) -> None:
+    assert main(["run", experiment, "--sweep"]) == 0
+    assert capsys.readouterr().out == "0 --seed 7\n1 --seed 8\n"
+    assert main(["run", experiment, "--sweep", "1", "--seconds", "0.01"]) == 0
+    assert Path("runs/mine-1/seed").read_text() == "8"
+    assert main(["run", experiment, "--sweep", "2"]) == 2
+    assert "--sweep 2" in capsys.readouterr().err
+    Path("mine.py").write_text(EXPERIMENT.replace("def sweep", "def other"))
+    assert main(["run", experiment, "--sweep"]) == 2
+    assert "has no sweep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["report"], ["report", "a", "--seed", "3"], ["rum", "a"], []])
+def test_wrong_words_are_the_parsers_business(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+
+
+def test_an_interrupted_run_says_how_to_go_on(experiment: str) -> None:
+    command = [sys.executable, "-m", "limbeck.experiments.cli", "run", experiment, "--seconds", "60"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        assert child.stdout and child.stdout.readline() == "running\n"
+        child.send_signal(signal.SIGINT)
+        _, error = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert error == "\nlimbeck: interrupted; run the same command to go on\n"
+
+
+def test_a_reader_that_goes_away_is_no_error(experiment: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "limbeck.experiments.cli", "run", experiment, "--sweep"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_missing_report(tmp_path: Path, capsys) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"limbeck: no report in {tmp_path}")
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_report_is_printed_and_a_failed_claim_is_its_status(tmp_path: Path, holds: bool, capsys) -> None:
+    row = {"method": "lora", "accuracy": 0.5, "ci95": [0.4, 0.6], "n": 100}
+    claim = {"name": "tuned_beats_base", "statement": "It does.", "holds": holds, "evidence": {}}
+    (tmp_path / "report.json").write_text(json.dumps({"seed": 0, "rows": [row], "claims": [claim]}))
+    assert main(["report", str(tmp_path)]) == (0 if holds else 1)
+    out = capsys.readouterr().out
+    assert "lora" in out and "tuned_beats_base" in out
+    assert out.splitlines()[-1] == str(tmp_path / "report.html")
+
+
+def test_a_missing_store(tmp_path: Path, capsys) -> None:
+    assert main(["lookup", str(tmp_path / "none.db"), "lemon"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("limbeck: ") and "none.db" in error and error.count("\n") == 1
+
+
+def test_a_look_up_prints_the_answer_or_fails(tmp_path: Path, capsys) -> None:
+    from limbeck.inference.store import PredictionStore
+
+    scored, generated = str(tmp_path / "scored.db"), str(tmp_path / "generated.db")
+    with PredictionStore(scored, manifest={"options": '["ham", "spam"]'}) as store:
+        store.put_many([("k", "win a phone", {"logprobs": [-3.0, -1.0], "lengths": [1, 1]})])
+    with PredictionStore(generated) as store:
+        store.put_many([("k", "لیمو", {"text": " hesperidium", "tokens": [1], "logprob": -1.0})])
+    assert main(["lookup", scored, "win  a phone"]) == 0
+    assert main(["lookup", generated, "لیمو"]) == 0
+    assert capsys.readouterr() == ("spam\nhesperidium\n", "")
+    assert main(["lookup", scored, "lose a phone"]) == 1
+    assert capsys.readouterr() == ("", "not in the store\n")

@@ -1,0 +1,173 @@
+"""Templates and tasks: what they render, whatever the data holds, and what they refuse."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from limbeck.model.errors import UserError
+from limbeck.tasks.task import Record, Task, Template, fields, render
+
+PLUM, PEAR, LEMON = (
+    {"id": key, "input": key, "output": value}
+    for key, value in [("plum", "drupe"), ("pear", "pome"), ("lemon", "hesperidium")]
+)
+
+
+def fruits(**changes) -> Task:
+    task = Task("fruits", {"train": (PLUM, PEAR), "test": (LEMON,)}, Template(), None)
+    return dataclasses.replace(task, **changes)
+
+
+def test_the_reference_prompt() -> None:
+    task = fruits()
+    assert task.prompt(LEMON, [PLUM, PEAR]) == "plum: drupe\npear: pome\nlemon:"
+    assert task.prompt(LEMON) == "lemon:"
+    assert task.target(LEMON) == " hesperidium"
+    assert task.target(LEMON, "pome") == " pome"
+    assert task.answer(LEMON) == "hesperidium"
+
+
+def test_an_instruction_comes_first() -> None:
+    task = fruits(template=Template(instruction="The class of a fruit {botany}", separator="\n\n"))
+    assert task.prompt(LEMON, [PLUM]) == "The class of a fruit {botany}\n\nplum: drupe\n\nlemon:"
+    assert task.prompt(LEMON) == "The class of a fruit {botany}\n\nlemon:"
+
+
+def test_a_sentence_pair_is_a_template() -> None:
+    template = Template("{sentence1}\n{sentence2}\nsame:", " {same}", "\n\n")
+    record = {"id": "1", "sentence1": "A man runs.", "sentence2": "He runs.", "same": "yes"}
+    task = Task(
+        "pairs",
+        {"train": (record,), "test": ({**record, "id": "2"},)},
+        template,
+        ("no", "yes"),
+        answer_field="same",
+    )
+    assert task.prompt(record) == "A man runs.\nHe runs.\nsame:"
+    assert task.target(record, "no") == " no"
+
+
+@pytest.mark.parametrize(
+    "hostile", ["{__class__}", "{0}", "{", "}", "{{", "}}", "{output}", "{input}", "%s", "\\1", "\\g<0>"]
+)
+def test_hostile_data_stays_as_it_is(hostile: str) -> None:
+    record = {"id": "1", "input": hostile, "output": hostile}
+    assert fruits().prompt(LEMON, [record]) == f"{hostile}: {hostile}\nlemon:"
+
+
+@given(st.text(), st.text())
+def test_rendering_puts_any_text_in_unchanged(asked: str, answer: str) -> None:
+    assert render("<{a}|{b}|{a}>", {"a": asked, "b": answer}) == f"<{asked}|{answer}|{asked}>"
+
+
+def test_doubled_braces_are_plain_ones() -> None:
+    assert render('{{"fruit": "{a}"}}', {"a": "plum"}) == '{"fruit": "plum"}'
+    assert fields('{{"fruit": "{a}"}} {b c}') == ["a", "b c"]
+
+
+@pytest.mark.parametrize(
+    "text", ["{input.__class__}", "{input[0]}", "{input!r}", "{input:>9}", "{}", "{0}", "{inputs}"]
+)
+def test_only_plain_names_are_fields(text: str) -> None:
+    with pytest.raises(
+        UserError, match=re.escape(f"template field {text}: the record has id, input, output")
+    ):
+        render(text, LEMON)
+
+
+@given(st.text().filter(str.strip))
+def test_a_query_never_ends_in_white_space(text: str) -> None:
+    query = fruits(template=Template(query="fruit {input}")).query({**LEMON, "input": text + " \n"})
+    assert query == "fruit " + text.rstrip()
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"query": "{input}: "}, "ends in white space: start the target"),
+        ({"query": "{input}\n"}, "ends in white space"),
+        ({"query": "which fruit?"}, "names no field"),
+        ({"target": "{output}"}, "write the delimiter"),
+        ({"target": " yes"}, "write the delimiter"),
+        ({"separator": ""}, "separator '' is empty"),
+    ],
+)
+def test_a_template_is_checked(parts: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Template(**parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"metric": "acuracy"},
+            "unknown metric 'acuracy': one of accuracy, macro_f1; did you mean 'accuracy'",
+        ),
+        ({"options": ()}, "must be one or more"),
+        ({"options": ("drupe", "pome", "drupe")}, "each listed once"),
+        (
+            {"options": ("drupe", "pome", "hesperidiun")},
+            "record 'lemon'.*'hesperidium'.*did you mean 'hesperidiun'",
+        ),
+        ({"splits": {"train": (PLUM, PEAR), "test": (PLUM,)}}, "id 'plum' stands twice"),
+        ({"splits": {"train": (PLUM,)}}, "no test records"),
+        ({"splits": {"train": (), "test": (PLUM,)}}, "no train records"),
+        ({"splits": {"train": (PLUM,), "test": (PEAR,), "dev": (LEMON,)}}, "unknown split 'dev'"),
+        ({"template": Template(query="{imput}:")}, "record 'plum': no field 'imput'.*did you mean 'input'"),
+        ({"template": Template(query="{input} {output}:")}, "shows the answer"),
+        ({"template": Template(target=" {class}")}, "lacks the answer: add {output}"),
+        ({"group_field": "relation"}, "record 'plum': no field 'relation'"),
+        (
+            {"splits": {"train": (PLUM,), "test": ({**PEAR, "output": "a\nb"},)}},
+            "record 'pear'.*holds the separator",
+        ),
+    ],
+)
+def test_a_task_is_checked(changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        fruits(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_options_may_hold_the_separator() -> None:
+    both: Record = {**PEAR, "output": "a\nb"}
+    assert fruits(splits={"train": (both,), "test": (LEMON,)}, options=("a\nb", "hesperidium")).options
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "fruit"},
+        {"options": ("drupe", "pome", "hesperidium")},
+        {"metric": "macro_f1"},
+        {"template": Template(separator="\n\n")},
+        {"template": Template(instruction="Fruits")},
+        {"splits": {"train": (PEAR, PLUM), "test": (LEMON,)}},
+        {"splits": {"train": (PLUM, PEAR), "validation": (LEMON,), "test": ({**LEMON, "id": "l"},)}},
+        {"splits": {"train": (PLUM, PEAR), "test": ({**LEMON, "output": "pome"},)}},
+        {"group_field": "output"},
+    ],
+)
+def test_the_digest_sees_every_part(changes: dict) -> None:
+    assert fruits(**changes).digest() != fruits().digest()
+
+
+def test_the_digest_is_the_same_everywhere() -> None:
+    assert fruits().digest() == "06d3af1c8187b88599ec4512587c3ab778f5b02c5455135e79615a36b0d63bb9"
+    reordered = {"output": "drupe", "input": "plum", "id": "plum"}
+    assert fruits(splits={"train": (reordered, PEAR), "test": (LEMON,)}).digest() == fruits().digest()
+
+
+def test_a_task_needs_no_jax() -> None:
+    """The command line reads tasks to say what is wrong with a config, and must answer in under a second."""
+    code = (
+        "import sys, limbeck.tasks.sources, limbeck.prompting.demonstrations as d; print(sorted(sys.modules))"
+    )
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"'jax'", "'pyarrow'", "'tensorflow_datasets'"} & set(re.findall(r"'\w+'", modules))

@@ -1,0 +1,1 @@
+"""How parameters move: data, loss, optimiser, selection, adapters, the step, the loop."""

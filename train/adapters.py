@@ -1,0 +1,55 @@
+"""Leaves that are added to a model: low-rank adapters, and folding them back in."""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from limbeck.model.errors import UserError
+from limbeck.model.params import Params, block_path, first_match
+
+
+def add_lora(
+    params: Mapping[str, jax.Array],
+    key: jax.Array,
+    *,
+    rank: int,
+    alpha: float | None = None,
+    targets: str = r"blocks/attn/(q|v)/kernel",
+) -> Params:
+    """The parameters with `lora_a` [.., in, R], `lora_b` [.., R, out] and `lora_scale` [..] beside each target kernel.
+
+    Hu et al. 2021 (arXiv 2106.09685): a is random, b is zero, the scale is alpha / rank (alpha defaults to rank), so
+    the new model equals the old one bitwise until b moves. `targets` is a pattern over whole leaves. Raises UserError
+    for a rank below 1, a target that matches nothing, or one that is no kernel.
+    """
+    if rank < 1:
+        raise UserError(f"rank={rank}: must be at least 1")
+    matches = first_match([targets], params)
+    out = dict(params)
+    for path, hits in sorted(matches.items()):
+        if hits[0] is None:
+            continue
+        if not path.endswith("/kernel") or block_path(path) is None:
+            raise UserError(f"target {path!r}: low-rank adapters go beside the kernels inside the blocks")
+        layers, fan_in, fan_out = params[path].shape
+        stem = path.removesuffix("kernel")
+        key, leaf_key = jax.random.split(key)
+        out[f"{stem}lora_a"] = fan_in**-0.5 * jax.random.normal(leaf_key, (layers, fan_in, rank))
+        out[f"{stem}lora_b"] = jnp.zeros((layers, rank, fan_out))
+        out[f"{stem}lora_scale"] = jnp.full((layers,), (rank if alpha is None else alpha) / rank)
+    return out
+
+
+def fold_lora(params: Mapping[str, jax.Array]) -> Params:
+    """The plain model that computes the same: kernel + scale * a @ b, added in float32 and cast once."""
+    out = {path: leaf for path, leaf in params.items() if not re.search(r"/lora_(a|b|scale)$", path)}
+    for path, a in params.items():
+        if path.endswith("/lora_a"):
+            stem = path.removesuffix("lora_a")
+            kernel = params[f"{stem}kernel"]
+            scale = params[f"{stem}lora_scale"].astype(jnp.float32)[:, None, None]
+            delta = scale * jnp.matmul(a.astype(jnp.float32), params[f"{stem}lora_b"].astype(jnp.float32))
+            out[f"{stem}kernel"] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+    return out
