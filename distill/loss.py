@@ -167,11 +167,10 @@ def _mean(
     student_BTV = jnp.where(real_BT1, student_BTV, 0)
     teacher_BTV = jnp.where(real_BT1, jax.lax.stop_gradient(teacher_BTV), 0)
     d_BT = divergence(_log_softmax(student_BTV, temperature), _log_softmax(teacher_BTV, temperature))
-    return temperature**2 * jnp.sum(weights_BT * d_BT) / _total(weights_BT)
+    return jnp.sum(weights_BT * d_BT) / _total(weights_BT)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(divergence, student_XCD, student_head_DV, *constants) -> tuple[jax.Array, dict[str, jax.Array]]:
+def _chunked_value(divergence, student_XCD, student_head_DV, *constants):
     return _scan_chunks(divergence, False, False, student_XCD, student_head_DV, *constants)[0]
 
 
@@ -185,6 +184,7 @@ def _chunked_backward(divergence, gradients, cotangents):
     return *scaled, None, None, None
 
 
+_chunked = jax.custom_vjp(_chunked_value, nondiff_argnums=(0,))
 _chunked.defvjp(_chunked_forward, _chunked_backward, symbolic_zeros=True)
 
 

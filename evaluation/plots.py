@@ -79,7 +79,7 @@ def _svg(name: str, size: tuple[float, float], paint: Callable[["Figure"], None]
 def loss_curves(curves: dict[str, list[list[float]]]) -> str:
     """Loss against step, a panel with its own scales for each stage; long curves as 120 means of bins."""
     stages = in_order([stage for stage, points in curves.items() if points])
-    columns = min(4, len(stages))
+    columns = 4
 
     def paint(figure: "Figure") -> None:
         panels = figure.subplots(-(-len(stages) // columns), columns, squeeze=False).flat
@@ -89,7 +89,7 @@ def loss_curves(curves: dict[str, list[list[float]]]) -> str:
             step, loss = np.array([part.mean(axis=0) for part in bins]).T
             ax.plot(step, loss, color=colour(stage), linewidth=1.5)
             ax.set_title(one_line(stage, 16), loc="left", color=colour(stage), fontweight="bold")
-            ax.set_ylim(0, loss.max() * 1.08)
+            ax.set_ylim(0, loss.max() * 1.08 or 1)
             ax.annotate(
                 f"{loss[-1]:.2g}", (step[-1], loss[-1]), (0, 5), textcoords="offset points",
                 ha="right", fontsize=9, annotation_clip=False,
@@ -194,7 +194,7 @@ def bias_intervals(rows: Sequence[dict[str, Any]]) -> str:
     """Each probe's value with its interval for every model, a panel a probe, the ideal value as a line."""
     probes = list(dict.fromkeys(row["probe"] for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
-    columns = min(2, len(probes))
+    columns = 2
     lines = -(-len(probes) // columns)
 
     def paint(figure: "Figure") -> None:

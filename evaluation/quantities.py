@@ -32,7 +32,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def with_interval(value: float, ci95: list[float] | None, digits: int = 2) -> str:
+def with_interval(value: float, ci95: list[float] | None, digits: int) -> str:
     """`0.91 [0.88, 0.94]`, or the value alone where no interval was measured."""
     if ci95 is None:
         return f"{value:.{digits}f}"

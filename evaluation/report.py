@@ -41,9 +41,10 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "latency_ms_p50": ("latency", lambda value: quantity(value / 1000, "s")),
     "joules_per_prediction": ("energy", lambda value: quantity(value, "J")),
 }
-_IN_TERMINAL = (
-    "params_total", "params_trainable", "bytes", "train_seconds", "prompt_tokens", "latency_ms_p50",
-)
+_IN_TERMINAL = {  # what 80 columns hold
+    "params_total": "params", "params_trainable": "trained", "bytes": "size", "train_seconds": "training",
+    "prompt_tokens": "prompt", "latency_ms_p50": "latency",
+}
 _ASKED = {
     "zero_shot": "no examples",
     "few_shot_fruit": "fruits as examples",
@@ -94,15 +95,15 @@ def load_report(folder: str | Path) -> dict[str, Any]:
 def terminal_table(data: dict[str, Any]) -> RenderableType:
     """The methods and the claims as tables for a terminal."""
     title = Text(one_line(data.get("title") or "Limbeck report"), style="bold")
-    methods = Table(title=title, title_justify="left")
+    methods = Table(title=title, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
     methods.add_column("method", no_wrap=True)
     methods.add_column("accuracy", no_wrap=True)
-    for key in _IN_TERMINAL:
-        methods.add_column(_COLUMNS[key][0], justify="right")
+    for short in _IN_TERMINAL.values():
+        methods.add_column(short, justify="right")
     for row in data.get("rows") or []:
         cells = [_cell(row, key) for key in _IN_TERMINAL]
-        methods.add_row(Text(one_line(row["method"])), _accuracy(row), *cells)
-    claims = Table(box=None, show_header=False, padding=(0, 1))
+        methods.add_row(Text(one_line(row["method"])), _interval(row, "accuracy", 2), *cells)
+    claims = Table(box=None, show_header=False, pad_edge=False)
     for claim in data.get("claims") or []:
         good = claim["holds"]
         words = Text(one_line(claim["statement"]))
@@ -110,9 +111,8 @@ def terminal_table(data: dict[str, Any]) -> RenderableType:
             words.append("\n" + one_line(compact(claim.get("evidence"))))
         style = "" if good else "bold red"
         claims.add_row("holds" if good else "FAILS", Text(one_line(claim["name"])), words, style=style)
-    parts: list[RenderableType] = [methods if data.get("rows") else "methods: not measured"]
-    parts.append(claims if data.get("claims") else "claims: not measured")
-    return Group(*parts, Text(_verdict(data)))
+    shown = methods if data.get("rows") else "methods: not measured"
+    return Group(shown, "", claims, "", Text(_verdict(data), style="bold"))
 
 
 def _require_finite(value: Any, where: str) -> None:
@@ -136,8 +136,8 @@ def _cell(row: dict[str, Any], key: str) -> str:
     return "–" if row.get(key) is None else _COLUMNS[key][1](row[key])
 
 
-def _accuracy(row: dict[str, Any]) -> str:
-    return "–" if row.get("accuracy") is None else with_interval(row["accuracy"], row.get("ci95"))
+def _interval(row: dict[str, Any], key: str, digits: int) -> str:
+    return "–" if row.get(key) is None else with_interval(row[key], row.get("ci95"), digits)
 
 
 def _verdict(data: dict[str, Any]) -> str:
@@ -194,8 +194,7 @@ def _render(name: str, data: dict[str, Any]) -> str:
     )
     environment.filters |= {"quantity": quantity, "duration": duration, "compact": compact}
     environment.globals |= {
-        "accuracy": _accuracy, "cell": _cell, "interval": with_interval, "colour": plots.colour,
-        "asked": _ASKED,
+        "cell": _cell, "interval": _interval, "colour": plots.colour, "asked": _ASKED,
     }
     rows = data.get("rows") or []
     measured = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]

@@ -4,11 +4,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limbeck.experiments.config import apply_point, load_config, override
 from limbeck.experiments.rundir import open_run
 from limbeck.model.errors import UserError, one_of
+
+if TYPE_CHECKING:
+    from limbeck.inference.engine import Engine
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,17 +65,16 @@ def predict(args: argparse.Namespace) -> int:
     """Answers the records of a task into a store and prints counts; exit status 1 if a row was refused."""
     from limbeck.inference.job import BulkRequest, run_bulk
     from limbeck.inference.store import PredictionStore
+    from limbeck.prompting.predict import make_requests, query_text
     from limbeck.tasks.sources import load_task
-    from limbeck.tasks.task import fields
 
     task = load_task(args.task)
     records = task.splits[one_of("split", args.split, task.splits)]
     engine = _engine(args.model)
-    # A look-up has only text: the query's fields, after the group that tells apart equal texts.
-    names = [name for name in (task.group_field, *fields(task.template.query)) if name]
-    queries = (" ".join(record[name] for name in names) for record in records)
-    requests = (_request(task, engine.tokenizer, record, args.shots, args.seed) for record in records)
-    bulk = map(BulkRequest, queries, requests)
+    requests, dropped = make_requests(task, engine, records, args.shots, args.seed)
+    if dropped:
+        print(f"{dropped} examples did not fit into their prompts and were left out", file=sys.stderr)
+    bulk = [BulkRequest(query_text(task, r), request) for r, request in zip(records, requests, strict=True)]
     manifest = {"task": task.digest(), "options": json.dumps(task.options)}
     manifest |= {"shots": str(args.shots), "seed": str(args.seed)}
     with PredictionStore(args.store, manifest=manifest) as store:
@@ -90,7 +92,7 @@ def generate(args: argparse.Namespace) -> int:
     """Prints the continuation of a prompt."""
     from limbeck.inference.requests import GenerateRequest, Sampling
 
-    engine = _engine(args.model)
+    engine = _engine(args.model, batch_size=1)
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.min_p, args.seed)
     prompt = (engine.tokenizer.bos_id, *engine.tokenizer.encode(args.prompt))
     [generation] = engine.generate([GenerateRequest(prompt, sampling, tuple(args.stop))])
@@ -98,27 +100,14 @@ def generate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _engine(path: str) -> Any:
+def _engine(path: str, batch_size: int) -> "Engine":
     from limbeck.inference.engine import Engine
     from limbeck.model.pretrained import load_pretrained
 
     model = load_pretrained(path)
     if model.tokenizer is None:
         raise UserError(f"{path} has no tokenizer; put its tokenizer.json beside it")
-    return Engine(model.config, model.params, model.tokenizer)
-
-
-def _request(task: Any, tokenizer: Any, record: dict[str, str], shots: int, seed: int) -> Any:
-    """Options are scored; without them the answer is generated up to the separator."""
-    from limbeck.inference.requests import GenerateRequest, ScoreRequest
-    from limbeck.prompting.demonstrations import choose
-
-    text = task.prompt(record, choose(task, record, shots, seed))
-    prompt = (tokenizer.bos_id, *tokenizer.encode(text))
-    if task.options is None:
-        return GenerateRequest(prompt, stop=(task.template.separator,))
-    options = (tuple(tokenizer.encode(task.target(record, option))) for option in task.options)
-    return ScoreRequest(prompt, tuple(options))
+    return Engine(model.config, model.params, model.tokenizer, batch_size)
 
 
 def _answer(payload: dict[str, Any], options: list[str] | None) -> str:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from limbeck.inference.key import prediction_key
-from limbeck.inference.requests import Generation, GenerateRequest, ScoreRequest, Scores
+from limbeck.inference.requests import GenerateRequest, Generation, ScoreRequest, Scores
 from limbeck.model.config import ModelConfig
 from limbeck.model.decode import SamplingArrays, check_room, generate
 from limbeck.model.errors import UserError

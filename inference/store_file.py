@@ -42,9 +42,8 @@ _REMEDY = {
 @contextlib.contextmanager
 def only_writer(path: Path) -> Iterator[None]:
     """Holds the lock file, which the system frees however the process ends; UserError if it is taken."""
+    _make_folder(path.parent)
     with disk_errors(path):
-        if not path.parent.exists():
-            path.parent.mkdir(parents=True)
         lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
@@ -74,6 +73,7 @@ def compact(db: sqlite3.Connection, path: Path) -> None:
     """Writes an immutable copy of an open store; `path` holds the old copy or the new one at any instant."""
     if path.exists() and _mark(path) != _COMPACT:
         raise UserError(f"{path} exists and is not a compacted store: name another file")
+    _make_folder(path.parent)
     with _whole(path, mode=0o444) as temporary:
         db.execute("VACUUM INTO ?", (temporary,))
         with contextlib.closing(sqlite3.connect(temporary)) as copy:
@@ -135,6 +135,12 @@ def _whole(path: Path, mode: int) -> Iterator[str]:
             os.unlink(temporary)
             raise
         sync_folder(path.parent)
+
+
+def _make_folder(path: Path) -> None:
+    if not path.exists():  # mkdir's own exist_ok would complain of a file there in other words
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
 
 
 def _mark(path: Path) -> int:

@@ -98,6 +98,8 @@ def _described(folder: Path) -> Description:
                 {dict: "an object", list: "a list", str: "a string"}[kind] for kind in _KEYS[key]
             )
             raise UserError(f"{path}: {key!r} is {value!r:.40}: it must be {kinds}")
+        if not value:
+            raise UserError(f"{path}: {key!r} is empty: fill it in or leave it out")
         parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         if not all(isinstance(part, str) for part in parts):
             raise UserError(f"{path}: {key!r} must hold strings only, not {value!r:.40}")
@@ -186,7 +188,7 @@ def _held_out(train: Table, asked: Sequence[str]) -> dict[str, Table]:
 
     Chosen by a hash of their content alone: the same whatever the order of the rows.
     """
-    contents = [json.dumps([given.get(name) for name in asked], default=str) for _, given in train.rows]
+    contents = [json.dumps([text_of(train, row, given, name) for name in asked]) for row, given in train.rows]
     distinct = sorted(set(contents), key=lambda content: hashlib.sha256(content.encode()).digest())
     if len(distinct) < 2:
         raise UserError(

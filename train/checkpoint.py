@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -18,8 +19,11 @@ from limbeck.train.step import State
 _KEEP = 2
 
 
-def save_state(folder: str | os.PathLike[str], state: State) -> Path:
-    """Writes `folder/<step>`, whole or not at all, and drops all but the newest two. Raises UserError on a full disk."""
+def save_state(folder: str | os.PathLike[str], state: State, notes: dict[str, Any]) -> Path:
+    """Writes `folder/<step>`, whole or not at all, with JSON `notes`, and drops all but the newest two.
+
+    Raises UserError on a full disk.
+    """
     folder = Path(folder).absolute()
     step = int(state.step)
     target, partial = folder / str(step), folder / f"{step}.partial"
@@ -29,6 +33,7 @@ def save_state(folder: str | os.PathLike[str], state: State) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(partial, _as_tree(state))
+        write_atomic(partial / "notes.json", json.dumps(notes))
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         manifest = {str(path.relative_to(partial)): sha256_file(path) for path in files}
         write_atomic(partial / "manifest.json", json.dumps(manifest, indent=1))
@@ -45,8 +50,11 @@ def steps(folder: str | os.PathLike[str]) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
-def restore_state(folder: str | os.PathLike[str], like: State) -> State | None:
-    """The newest checkpoint whose files match their manifest, or None; says on stderr which damaged ones it passed over."""
+def restore_state(folder: str | os.PathLike[str], like: State) -> tuple[State, dict[str, Any]] | None:
+    """The newest checkpoint whose files match their manifest, with its notes; None where there is none.
+
+    `like` gives the shapes and dtypes. Says on stderr which damaged checkpoints it passed over.
+    """
     folder = Path(folder).absolute()
     for step in reversed(steps(folder)):
         damaged = damage(folder / str(step))
@@ -56,7 +64,9 @@ def restore_state(folder: str | os.PathLike[str], like: State) -> State | None:
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_tree(like))
         with ocp.StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(folder / str(step), target)
-        return State(restored["step"], restored["trainable"], jax.tree.unflatten(jax.tree.structure(like.opt), restored["opt"]))
+        opt = jax.tree.unflatten(jax.tree.structure(like.opt), restored["opt"])
+        notes = json.loads((folder / str(step) / "notes.json").read_bytes())
+        return State(restored["step"], restored["trainable"], opt), notes
     return None
 
 

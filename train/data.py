@@ -104,3 +104,13 @@ def batches(rows: dict[str, np.ndarray], batch_size: int, seed: int) -> Callable
         return {name: array[picked] for name, array in rows.items()}
 
     return batch_at
+
+
+def mixture(*streams: Callable[[int], Batch]) -> Callable[[int], Batch]:
+    """Batches side by side: each stream's share is the number of its rows."""
+
+    def batch_at(step: int) -> Batch:
+        parts = [stream(step) for stream in streams]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return batch_at

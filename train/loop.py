@@ -4,7 +4,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -54,14 +53,15 @@ def fit(
     curve: list[tuple[int, float]] = []
     seconds = 0.0
     if checkpoints is not None and (found := restore_state(checkpoints, state)) is not None:
-        state = found
+        state, notes = found
+        curve, seconds = [tuple(point) for point in notes["curve"]], notes["seconds"]
     done = int(state.step)
     key = jax.random.key(seed)
     start = time.perf_counter()
+    note = ""
     with progress(name, config.steps, done=done) as advance:
         for step in range(done, config.steps):
             state, metrics = step_fn(state, frozen, batch_at(step), key)
-            note = ""
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
                 loss = float(metrics["loss"])
                 if not math.isfinite(loss):
@@ -73,7 +73,7 @@ def fit(
                 log({"stage": name, "step": step + 1, **{k: float(v) for k, v in metrics.items()}})
                 note = f"loss {loss:.3f}"
             if checkpoints is not None and (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
-                save_state(checkpoints, state)
-            advance(1, note) if note else advance(1)
+                save_state(checkpoints, state, {"curve": curve, "seconds": seconds + time.perf_counter() - start})
+            advance(note=note)
     jax.block_until_ready(state.trainable)
     return Fitted(state.trainable, frozen, curve, seconds + time.perf_counter() - start)

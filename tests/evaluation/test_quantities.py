@@ -49,8 +49,8 @@ def test_duration(seconds, text):
 
 
 def test_interval():
-    assert with_interval(0.912, [0.88, 0.94]) == "0.91 [0.88, 0.94]"
-    assert with_interval(0.912, None) == "0.91"
+    assert with_interval(0.912, [0.88, 0.94], 2) == "0.91 [0.88, 0.94]"
+    assert with_interval(0.912, None, 3) == "0.912"
 
 
 def test_compact_is_one_line_of_words():

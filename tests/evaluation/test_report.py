@@ -208,10 +208,29 @@ def test_the_page_stands_alone(tmp_path, data):
     assert "گیلاس" in html and "prefers-color-scheme: dark" in html and "@media print" in html
 
 
-def show(data, width=120):
-    console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    console.print(terminal_table(data))
-    return console.file.getvalue()
+def test_half_measured_blocks_are_shown(tmp_path):
+    half = {
+        "title": "پیامک‌ها",
+        "rows": [{"method": "tfidf", "accuracy": 0.97}, {"method": "full", "n": 3}],
+        "claims": [{"name": "a", "statement": "b", "holds": False}],
+        "curves": {"full": [[0, 0.0]], "lora": []},
+        "ambiguity": {"zero_shot": []},
+        "bias": [{"model": "base", "probe": "p", "value": 0.5}],
+        "offline": {"rows": 3},
+        "samples": [{"input": "a", "answer": "b", "full": None}, {"input": "c", "answer": "d", "lora": ""}],
+        "task": {"name": "mine"},
+    }
+    write_report(tmp_path, half)
+    assert "0.97" in show(half) and "0.500" in read(tmp_path)["report.html"]
+    assert 'class="wrong"' in read(tmp_path)["report.html"].split("<td dir=\"auto\">d</td>")[1]
+    assert 'class="wrong"' not in read(tmp_path)["report.html"].split("<td dir=\"auto\">d</td>")[0]
+    assert "None" not in read(tmp_path)["report.html"] + read(tmp_path)["report.md"]
+
+
+def show(data, width=80):
+    file = io.StringIO()
+    Console(file=file, width=width, force_terminal=False).print(terminal_table(data))
+    return file.getvalue()
 
 
 def test_the_terminal_shows_rows_and_claims(data):

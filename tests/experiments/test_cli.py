@@ -188,3 +188,70 @@ def test_a_look_up_prints_the_answer_or_fails(tmp_path: Path, capsys) -> None:
     assert capsys.readouterr() == ("spam\nhesperidium\n", "")
     assert main(["lookup", scored, "lose a phone"]) == 1
     assert capsys.readouterr() == ("", "not in the store\n")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """A tiny model with random parameters, over bytes."""
+    import jax
+
+    from limbeck.model.config import ModelConfig
+    from limbeck.model.pretrained import save_pretrained
+    from limbeck.model.tokenizer import byte_tokenizer
+    from limbeck.model.transformer import init
+
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    config = ModelConfig(
+        vocab_size=259, width=16, depth=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32, max_len=128
+    )
+    save_pretrained(path, config, init(config, jax.random.key(0)), byte_tokenizer())
+    return str(path)
+
+
+def test_generate_prints_the_same_text_for_the_same_seed(model: str, capsys) -> None:
+    def text(seed: str) -> str:
+        words = ["generate", model, "plum: ", "--temperature", "1", "--seed", seed, "--max-new-tokens", "24"]
+        assert main(words) == 0
+        return capsys.readouterr().out
+
+    assert text("1") == text("1") != text("2")
+
+
+def test_generate_refuses_what_does_not_fit(model: str, capsys) -> None:
+    assert main(["generate", model, "plum: " * 30]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("limbeck: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["scored", "generated"])
+def test_predict_fills_a_store_that_lookup_reads(model: str, kind: str, tmp_path: Path, capsys) -> None:
+    records, store = tmp_path / "records", str(tmp_path / "answers.db")
+    records.mkdir()
+    for split, count in (("train", 60), ("test", 5)):
+        answers = [f"answer {i % 2 if kind == 'scored' else i}" for i in range(count)]
+        rows = [{"input": f"{split} سؤال {i}", "output": answer} for i, answer in enumerate(answers)]
+        (records / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    words = ["predict", "--model", model, "--task", str(records), "--store", store]
+    assert main([*words, "--shots", "1"]) == 0
+    assert capsys.readouterr().out == f"{store}: 5 new, 0 there already, 0 duplicate, 0 refused\n"
+    assert main([*words, "--shots", "1"]) == 0
+    assert capsys.readouterr().out == f"{store}: 0 new, 5 there already, 0 duplicate, 0 refused\n"
+    assert main(["lookup", store, "test  سؤال 3"]) == 0
+    answer = capsys.readouterr().out.removesuffix("\n")
+    assert answer in ("answer 0", "answer 1") or kind == "generated"
+    assert main([*words, "--shots", "2"]) == 2
+    assert "was made with shots 1, not 2" in capsys.readouterr().err
+    assert main([*words, "--split", "tset"]) == 2
+    assert "did you mean 'test'" in capsys.readouterr().err
+
+
+def test_predict_reports_the_rows_that_the_model_refuses(model: str, tmp_path: Path, capsys) -> None:
+    records = tmp_path / "records"
+    records.mkdir()
+    rows = [{"input": word, "output": word[:3]} for word in ("short", "long " * 30, "brief")]
+    for split in ("train", "test"):
+        (records / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["predict", "--model", model, "--task", str(records), "--store", str(tmp_path / "a.db")]) == 1
+    out, error = capsys.readouterr()
+    assert "2 new" in out and "1 refused" in out
+    assert "refused: 'long long" in error

@@ -57,6 +57,7 @@ def test_what_answers_changes_the_key(name):
     ("left", "right"),
     [
         (dataclasses.replace(GENERATE, stop=("ab", "c")), dataclasses.replace(GENERATE, stop=("a", "bc"))),
+        (dataclasses.replace(GENERATE, stop=("as", "a")), dataclasses.replace(GENERATE, stop=("a", "sa"))),
         (dataclasses.replace(GENERATE, stop=("abc",)), dataclasses.replace(GENERATE, stop=("ab", "c"))),
         (dataclasses.replace(GENERATE, stop=()), dataclasses.replace(GENERATE, stop=("",))),
         (ScoreRequest((1, 2), ((3,),)), ScoreRequest((1,), ((2,), (3,)))),
@@ -71,15 +72,15 @@ def test_fields_do_not_run_into_each_other(left, right):
 
 
 def test_digests_do_not_run_into_each_other():
-    left = prediction_key(SCORE, weights="ab", tokenizer="c", dtype="d")
-    assert left != prediction_key(SCORE, weights="a", tokenizer="bc", dtype="d")
-    assert left != prediction_key(SCORE, weights="c", tokenizer="ab", dtype="d")
+    left = prediction_key(SCORE, weights="as", tokenizer="b", dtype="d")
+    assert left != prediction_key(SCORE, weights="a", tokenizer="sb", dtype="d")
+    assert left != prediction_key(SCORE, weights="b", tokenizer="as", dtype="d")
 
 
 IDS = st.lists(st.integers(0, 2), max_size=3).map(tuple)
 REQUESTS = st.one_of(
     st.builds(ScoreRequest, IDS, st.lists(IDS, max_size=3).map(tuple)),
-    st.builds(GenerateRequest, IDS, stop=st.lists(st.text("ab\0", max_size=2), max_size=3).map(tuple)),
+    st.builds(GenerateRequest, IDS, stop=st.lists(st.text("as\0", max_size=2), max_size=3).map(tuple)),
 )
 
 

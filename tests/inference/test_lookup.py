@@ -31,6 +31,10 @@ def test_casefold(query, expected):
     assert normalise(query, casefold=True) == expected
 
 
+def test_casefold_does_not_depend_on_the_order_of_marks():
+    assert normalise("\u03b1\u0345\u0301", casefold=True) == normalise("\u1fb4", casefold=True)
+
+
 @given(st.text(), st.booleans())
 def test_normalising_again_changes_nothing(query, casefold):
     try:

@@ -245,12 +245,12 @@ def test_compacted_copy(path, tmp_path):
         with PredictionStore(copy, read_only=True) as new:
             assert new.find("late") == {"text": "here"}
             assert new.manifest == store.manifest and new.status()["failures"] == 2
-            new.compact(tmp_path / "again.db")
+            new.compact(tmp_path / "new" / "again.db")
     assert copy.stat().st_mode & 0o777 == 0o444
     with pytest.raises(UserError, match="compacted copy for look-ups"):
         PredictionStore(copy)
     names = {file.name for file in tmp_path.iterdir()} - {f"{copy.name}.lock"}
-    assert names == {"predictions.db", "predictions.db.lock", copy.name, "again.db"}  # no logs, no left-overs
+    assert names == {"predictions.db", "predictions.db.lock", copy.name, "new"}  # no logs, no left-overs
 
 
 def test_compacting_replaces_nothing_but_a_compacted_copy(path, tmp_path):

@@ -66,8 +66,9 @@ def test_fewer_shots_are_the_first_of_more(which: int, shots: int, seed: int, ba
 
 @pytest.mark.parametrize("balanced", [False, True])
 def test_a_record_is_never_among_its_own(balanced: bool) -> None:
-    for record in TRAIN:  # by id
-        assert record not in choose(TASK, record, 29, 0, balanced=balanced)
+    for record in TRAIN:  # by id, also where its text was edited since, as for a counterfactual
+        edited = {**record, "input": f"no {record['input']}"}
+        assert record not in choose(TASK, edited, 29, 0, balanced=balanced)
     for record in TEST[:5]:  # by content, under another id
         inputs = [shown["input"] for shown in choose(TASK, record, 29, 0, balanced=balanced)]
         assert record["input"] not in inputs

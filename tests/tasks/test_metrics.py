@@ -60,7 +60,7 @@ def test_spellings_of_one_answer_are_equal(one: str, other: str) -> None:
 def test_macro_f1_is_scikit_learns(pairs: list[tuple[str, str]]) -> None:
     predictions, answers = zip(*pairs, strict=True)
     score = macro_f1(predictions, answers)
-    assert score.value == pytest.approx(f1_score(answers, predictions, average="macro", zero_division=0))
+    assert score.value == pytest.approx(f1_score(answers, predictions, average="macro"))
     assert score.n == len(pairs)
     assert 0 <= score.ci95[0] <= score.ci95[1] <= 1
 
@@ -70,11 +70,14 @@ def test_the_interval_of_macro_f1_is_that_of_resampled_scikit_learn() -> None:
     answers = rng.choice(["a", "b", "c"], 60, p=[0.6, 0.3, 0.1])
     predictions = np.where(rng.random(60) < 0.7, answers, rng.choice(["a", "b", "c"], 60))
     draws = np.random.default_rng(0).integers(60, size=(2000, 60))  # the seed that macro_f1 uses
-    resampled = [
-        f1_score(answers[draw], predictions[draw], average="macro", zero_division=0) for draw in draws[:300]
-    ]
+    resampled = [f1_score(answers[draw], predictions[draw], average="macro") for draw in draws[:300]]
     low, high = macro_f1(list(predictions), list(answers)).ci95
     assert (low, high) == pytest.approx(np.quantile(resampled, (0.025, 0.975)), abs=0.03)
+
+
+def test_a_rare_class_missing_from_a_resample_does_not_count() -> None:
+    answers = ["common"] * 20 + ["rare"]
+    assert macro_f1(answers, answers) == Score(1.0, (1.0, 1.0), 21)
 
 
 def test_bootstrap_of_a_mean_is_the_normal_interval() -> None:

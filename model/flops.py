@@ -1,0 +1,77 @@
+"""How much arithmetic a forward pass and a training step are, counted from shapes.
+
+XLA's own count sees the body of a scan once, so it is of no use for a stack of layers. A product of [a, b] and [b, c]
+is 2abc; norms, activations and rotations are left out (under a percent).
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from limbeck.model.config import ModelConfig
+from limbeck.model.params import block_path
+
+
+class Shaped(Protocol):
+    """An array, or the mere shape of one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def _products(config: ModelConfig, params: Mapping[str, Shaped]) -> dict[str, float]:
+    """Forward FLOPs a token of every leaf that multiplies activations."""
+    flops = {}
+    for path, leaf in params.items():
+        if path.endswith(("/kernel", "/lora_a", "/lora_b")):
+            size = 1
+            for dim in leaf.shape:
+                size *= dim
+            flops[path] = 2.0 * size
+    if "head/kernel" not in params:
+        flops["embed/embedding"] = 2.0 * config.vocab_size * config.width
+    return flops
+
+
+def _attention(config: ModelConfig, context: float) -> float:
+    """Forward FLOPs a token and layer of scores and weighted values over `context` keys."""
+    return 4.0 * config.num_heads * config.head_dim * context
+
+
+def forward_flops(config: ModelConfig, params: Mapping[str, Shaped], tokens: float, context: float) -> float:
+    """FLOPs of a forward pass over `tokens` tokens that attend to `context` keys each, the head included."""
+    dense = sum(_products(config, params).values())
+    return tokens * (dense + config.depth * _attention(config, context))
+
+
+def step_flops(
+    config: ModelConfig, trainable: Mapping[str, Shaped], frozen: Mapping[str, Shaped], tokens: float, context: float
+) -> float:
+    """FLOPs of a training step: forward, the gradient of what trains, and the way back to the first layer that does.
+
+    A frozen leaf has no weight gradient; layers below the first trainable one have no backward pass at all.
+    """
+    products = _products(config, {**frozen, **trainable})
+    first = _first_layer(config, trainable)
+    backward = 0.0
+    for path, flops in products.items():
+        parsed = block_path(path)
+        if path in trainable:
+            backward += flops
+        if parsed is None:
+            backward += flops  # the head's way back
+        else:
+            start, stop = parsed[0] or (0, config.depth)
+            backward += flops * max(0, stop - max(start, first)) / (stop - start)
+    attention = _attention(config, context)
+    backward += 2 * attention * (config.depth - first)
+    return forward_flops(config, {**frozen, **trainable}, tokens, context) + tokens * backward
+
+
+def _first_layer(config: ModelConfig, trainable: Iterable[str]) -> int:
+    first = config.depth
+    for path in trainable:
+        if parsed := block_path(path):
+            first = min(first, parsed[0][0] if parsed[0] else 0)
+        elif path.startswith(("embed/", "positions/")):
+            return 0
+    return first

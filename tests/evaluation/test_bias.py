@@ -1,0 +1,235 @@
+"""Bias probes on hand-made numbers and on models whose bias is known because it was built in."""
+
+import math
+
+import numpy as np
+import pytest
+
+from limbeck.evaluation.bias import compare, load_pairs, occupation_rows, pair_preference, probe
+from limbeck.inference.engine import Engine
+from limbeck.inference.requests import Scores
+from limbeck.model.errors import UserError
+from limbeck.model.tokenizer import byte_tokenizer, train_bpe
+from limbeck.tasks.metrics import wilson
+from limbeck.tasks.world import OCCUPATION_PRONOUNS, PRONOUN_SENTENCES
+
+TOKENIZERS = {
+    "bytes": byte_tokenizer(),
+    "bpe": train_bpe([f"{p.she} {p.he}" for p in load_pairs()] * 5, 400),
+}
+UNIFORM_NLL = math.log(50)
+
+
+class FakeEngine(Engine):
+    """log p of a text is that of a uniform model plus `lean(text)` nats where it says "she"."""
+
+    def __init__(self, lean, tokenizer=TOKENIZERS["bpe"], nll=UNIFORM_NLL):
+        self.lean, self.tokenizer, self.nll = lean, tokenizer, nll
+
+    def score(self, requests):
+        answers = []
+        for request in requests:
+            assert request.prompt[0] == self.tokenizer.bos_id
+            assert self.tokenizer.bos_id not in request.prompt[1:]
+            texts = [self.tokenizer.decode(request.prompt[1:] + option) for option in request.options]
+            assert all(request.options) and texts[0] == texts[1].replace(" he", " she")
+            leans = [self.lean(text) if " she" in text else 0.0 for text in texts]
+            lengths = tuple(len(option) for option in request.options)
+            # The pronouns alone differ, so a part of equal length keeps the comparison to the lean.
+            answers.append(Scores(tuple(-self.nll * min(lengths) + x for x in leans), lengths))
+        return answers
+
+
+def follows_its_text(text):
+    share = next((share for o, share in OCCUPATION_PRONOUNS.items() if f" {o} " in text), 0.5)
+    return math.log(share / (1 - share))
+
+
+STEREOTYPE = {pair.occupation: 1 if pair.stereotype == "she" else -1 for pair in load_pairs()}
+
+
+def believes_the_stereotype(text):
+    return 2.0 * next((sign for o, sign in STEREOTYPE.items() if f" {o} " in text), 0)
+
+
+def coin(text):
+    """A lean of random sign for each text: no bias, and never the same preference twice."""
+    seed = int.from_bytes(text.encode()) % (2**32)
+    return float(np.random.default_rng(seed).normal())
+
+
+def rows_of(lean, **engine):
+    return {row.probe: row for row in probe(FakeEngine(lean, **engine), load_pairs())}
+
+
+# The definitions, on numbers worked out by hand
+
+
+def test_pair_preference():
+    preference, difference = pair_preference([-1.0, -2.0, -3.0, -4.0], [-2.0, -1.0, -5.0, -4.0])
+    assert (preference.probe, preference.value, preference.n, preference.ideal) == (
+        "pair_preference",
+        0.625,
+        4,
+        0.5,
+    )
+    assert preference.ci95 == wilson(2, 4)
+    assert preference.note == difference.note.replace("0", "0.5") == "not distinguishable from 0.5"
+    assert (difference.value, difference.ideal) == ((1 - 1 + 2 + 0) / 4, 0.0)
+    assert difference.ci95[0] < 0.5 < difference.ci95[1]
+
+
+def test_pair_preference_of_a_certain_model():
+    preference, difference = pair_preference(np.full(40, -1.0), np.full(40, -3.0), "certain")
+    assert (preference.probe, preference.value, preference.note) == (
+        "certain_preference",
+        1.0,
+        "away from 0.5",
+    )
+    assert preference.ci95 == wilson(40, 40) and preference.ci95[0] > 0.9
+    assert (difference.value, difference.ci95, difference.note) == (2.0, (2.0, 2.0), "away from 0")
+    with pytest.raises(UserError):
+        pair_preference([], [])
+
+
+def test_occupation_rows():
+    follows, gap, correlation = occupation_rows([0.9, 0.6, 0.5, 0.3, 0.8], [0.8, 0.4, 0.5, 0.1, 0.6])
+    assert (follows.value, follows.n, follows.ci95) == (
+        0.75,
+        4,
+        wilson(3, 4),
+    )  # the even occupation is left out
+    assert gap.value == pytest.approx((0.8 + 0.2 + 0.0 + 0.4 + 0.6) / 5)
+    assert correlation.value == pytest.approx(
+        np.corrcoef([0.9, 0.6, 0.5, 0.3, 0.8], [0.8, 0.4, 0.5, 0.1, 0.6])[0, 1]
+    )
+    assert (correlation.n, correlation.ideal) == (5, 0.0)
+    assert occupation_rows([0.3] * 5, [0.1, 0.2, 0.5, 0.7, 0.9])[2].value == 0.0
+
+
+# The built-in pairs
+
+
+def test_pairs_differ_in_the_pronoun_alone_and_are_balanced():
+    pairs = load_pairs()
+    assert len(pairs) == len(set(pairs)) == 60
+    for pair in pairs:
+        assert pair.she.replace(" she ", " he ") == pair.he != pair.she
+        assert f"The {pair.occupation} " in pair.he or f"the {pair.occupation} " in pair.he
+    frames = {
+        s: sorted(p.he.replace(p.occupation, "_") for p in pairs if p.stereotype == s) for s in ("she", "he")
+    }
+    assert frames["she"] == frames["he"] and len(frames["she"]) == 30
+    assert len({p.occupation for p in pairs}) == 30
+
+
+# Models whose bias is known
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
+def test_a_model_that_follows_its_text_is_found(tokenizer):
+    rows = rows_of(follows_its_text, tokenizer=tokenizer)
+    shares = np.array(list(OCCUPATION_PRONOUNS.values()))
+    assert rows["occupation_correlation"].value == pytest.approx(1.0)
+    assert rows["occupation_follows_text"].value == 1.0
+    assert rows["occupation_gap"].value == pytest.approx(np.abs(2 * shares - 1).mean())
+    assert rows["occupation_correlation"].n == len(shares)
+    assert all(
+        rows[f"occupation_{name}"].note.startswith("away") for name in ("correlation", "follows_text", "gap")
+    )
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
+def test_a_model_that_believes_the_stereotype_is_found(tokenizer):
+    rows = rows_of(believes_the_stereotype, tokenizer=tokenizer)
+    assert (rows["stereotype_preference"].value, rows["stereotype_preference"].note) == (1.0, "away from 0.5")
+    assert rows["stereotype_difference"].value == pytest.approx(2.0)
+    assert rows["she_preference"].value == 0.5  # as many occupations of either kind
+    assert rows["she_preference"].note.startswith("not distinguishable")
+
+
+def test_a_model_that_always_says_he_has_no_stereotype_but_a_preference():
+    rows = rows_of(lambda text: -1.5)
+    assert rows["stereotype_preference"].value == 0.5
+    assert (rows["she_preference"].value, rows["she_preference"].note) == (0.0, "away from 0.5")
+    assert rows["she_difference"].value == pytest.approx(-1.5)
+    assert rows["occupation_correlation"].value == 0.0
+    assert rows["occupation_gap"].value == pytest.approx(math.tanh(0.75))
+
+
+@pytest.mark.parametrize("lean", [coin, lambda text: 0.0], ids=["coin", "no preference"])
+def test_an_unbiased_model_is_not_distinguishable(lean):
+    for row in rows_of(lean).values():
+        if row.probe not in (
+            "perplexity",
+            "occupation_gap",
+        ):  # a mean of absolute values is above 0 for the coin
+            assert row.note.startswith("not distinguishable"), row
+
+
+def test_perplexity_is_of_all_the_tokens():
+    row = rows_of(lambda text: 0.0, tokenizer=TOKENIZERS["bytes"])["perplexity"]
+    tokens = [(len(pair.she), len(pair.he)) for pair in load_pairs()]
+    # the fake model scores as many tokens as the shorter sentence of a pair has
+    nll = UNIFORM_NLL * sum(2 * he for _, he in tokens)
+    assert row.value == pytest.approx(math.exp(nll / sum(map(sum, tokens))))
+    assert row.ideal is None and row.ci95[0] < row.value < row.ci95[1]
+
+
+def test_contexts_end_before_the_pronoun():
+    asked = []
+
+    def lean(text):
+        asked.append(text)
+        return 0.0
+
+    rows_of(lean)
+    assert "The nurse said that she" in asked and "When the pilot came home, she" in asked
+    assert len(asked) == 60 + len(OCCUPATION_PRONOUNS) * len(PRONOUN_SENTENCES)
+
+
+# From model to model
+
+
+def test_compare_finds_the_direction_of_a_change():
+    rows = {
+        "base": list(rows_of(coin).values()),
+        "tuned": list(rows_of(lambda text: coin(text) + believes_the_stereotype(text)).values()),
+        "distilled": list(rows_of(coin, nll=2 * UNIFORM_NLL).values()),
+    }
+    found = {(d.before, d.after, d.probe): d for d in compare(rows)}
+    assert len(found) == 2 * len(rows["base"])
+    up = found["base", "tuned", "stereotype_difference"]
+    assert up.value == pytest.approx(2.0) and up.note == "further from the ideal" and up.ci95[0] > 0
+    down = found["tuned", "distilled", "stereotype_preference"]
+    assert down.value < 0 and down.note == "nearer to the ideal" and down.n == 60
+    assert found["base", "tuned", "she_difference"].note == "not distinguishable"
+    assert found["tuned", "distilled", "perplexity"].note == "distinguishable"
+
+
+def test_compare_is_paired():
+    """A small shift on every item is seen although the items themselves scatter far more."""
+    scatter = np.random.default_rng(0).normal(size=60) * 10
+    before, after = (list(pair_preference(scatter + shift, np.zeros(60))) for shift in (0.0, 0.2))
+    difference = compare({"before": before, "after": after})[1]
+    assert difference.value == pytest.approx(0.2) and difference.ci95 == pytest.approx((0.2, 0.2))
+    same = compare({"before": before, "again": before})
+    assert all(d.value == 0 and d.note == "not distinguishable" for d in same)
+
+
+def test_compare_refuses_other_items():
+    with pytest.raises(ValueError, match="other items"):
+        compare(
+            {"a": list(pair_preference([1.0], [0.0])), "b": list(pair_preference([1.0, 2.0], [0.0, 0.0]))}
+        )
+
+
+def test_intervals_cover_at_their_rate():
+    """Of 400 unbiased models, about 380 are not told from the ideal; bounds at four standard errors."""
+    rng = np.random.default_rng(1)
+    covered = np.zeros(2)
+    for _ in range(400):
+        rows = pair_preference(rng.normal(size=60), rng.normal(size=60))
+        covered += [row.note.startswith("not distinguishable") for row in rows]
+    # The percentile bootstrap of 60 items covers a little less than it says: 0.94 and not 0.95.
+    assert np.all(np.abs(covered / 400 - [0.95, 0.94]) < 4 * math.sqrt(0.05 * 0.95 / 400))
