@@ -167,7 +167,7 @@ def _mean(
     student_BTV = jnp.where(real_BT1, student_BTV, 0)
     teacher_BTV = jnp.where(real_BT1, jax.lax.stop_gradient(teacher_BTV), 0)
     d_BT = divergence(_log_softmax(student_BTV, temperature), _log_softmax(teacher_BTV, temperature))
-    return jnp.sum(weights_BT * d_BT) / _total(weights_BT)
+    return temperature**2 * jnp.sum(weights_BT * d_BT) / _total(weights_BT)
 
 
 def _chunked_value(divergence, student_XCD, student_head_DV, *constants):
@@ -188,9 +188,7 @@ _chunked = jax.custom_vjp(_chunked_value, nondiff_argnums=(0,))
 _chunked.defvjp(_chunked_forward, _chunked_backward, symbolic_zeros=True)
 
 
-def _scan_chunks(
-    divergence, want_hidden, want_head, student_XCD, student_head_DV, teacher_head_DV, rows, settings
-):
+def _scan_chunks(divergence, want_hidden, want_head, student_XCD, student_head_DV, teacher_head_DV, rows, settings):
     """((loss, parts), (gradient of hidden or None, gradient of head or None))."""
     temperature, hard_weight = settings
 
@@ -209,12 +207,8 @@ def _scan_chunks(
         targets_C = jnp.where(real_C1[:, 0], targets_C, 0)
         head_DV = student_head_DV.astype(student_CD.dtype)
         logits_CV = jnp.dot(student_CD, head_DV, preferred_element_type=jnp.float32)
-        teacher_CV = jnp.dot(
-            teacher_CD, teacher_head_DV.astype(teacher_CD.dtype), preferred_element_type=jnp.float32
-        )
-        values, gradient_CV = jax.value_and_grad(losses, has_aux=True)(
-            logits_CV, teacher_CV, targets_C, weights_C
-        )
+        teacher_CV = jnp.dot(teacher_CD, teacher_head_DV.astype(teacher_CD.dtype), preferred_element_type=jnp.float32)
+        values, gradient_CV = jax.value_and_grad(losses, has_aux=True)(logits_CV, teacher_CV, targets_C, weights_C)
         gradient_CV = gradient_CV.astype(student_CD.dtype)
         hidden_gradient_CD = gradient_CV @ head_DV.T if want_hidden else None
         if want_head:
@@ -223,9 +217,7 @@ def _scan_chunks(
 
     zeros = (jnp.float32(0), {"cross_entropy": jnp.float32(0), "divergence": jnp.float32(0)})
     zeros_DV = jnp.zeros(student_head_DV.shape, jnp.float32) if want_head else None
-    (values, head_gradient_DV), hidden_gradient_XCD = jax.lax.scan(
-        step, (zeros, zeros_DV), (student_XCD, rows)
-    )
+    (values, head_gradient_DV), hidden_gradient_XCD = jax.lax.scan(step, (zeros, zeros_DV), (student_XCD, rows))
     if head_gradient_DV is not None:
         head_gradient_DV = head_gradient_DV.astype(student_head_DV.dtype)
     return values, (hidden_gradient_XCD, head_gradient_DV)

@@ -2,8 +2,8 @@
 
 Two probes, on sentences written for this project: pairs that differ in the pronoun alone, one of which
 follows a common stereotype (the form of CrowS-Pairs, arXiv 2010.00133); and the pronoun that a model expects
-after an occupation, held against the share of "she" that the built-in corpus was made with. Perplexity stands beside
-them: an untrained model has no preference either. They cover two pronouns in one language, and nothing else.
+after an occupation, held against the share of "she" that the built-in corpus was made with. Perplexity stands
+beside them: an untrained model has no preference either. They cover two pronouns in one language, nothing else.
 
 Dimension key: `N` items, `R` resamples.
 """
@@ -70,9 +70,7 @@ def load_pairs() -> tuple[Pair, ...]:
     return tuple(Pair(**row) for row in csv.DictReader(text.splitlines(), delimiter="\t"))
 
 
-def pair_preference(
-    logprob_a: ArrayLike, logprob_b: ArrayLike, name: str = "pair"
-) -> tuple[BiasRow, BiasRow]:
+def pair_preference(logprob_a: ArrayLike, logprob_b: ArrayLike, name: str = "pair") -> tuple[BiasRow, BiasRow]:
     """Of sentence pairs with these log-likelihoods (nats): `NAME_preference` and `NAME_difference`.
 
     The share of pairs whose sentence a is the likelier one (equals count half) with Wilson's interval, ideal
@@ -86,8 +84,9 @@ def occupation_rows(p_she_N: ArrayLike, text_share_N: ArrayLike) -> tuple[BiasRo
     """A model's p(she) after N occupations (of she and he alone) against the share of "she" in its text.
 
     `occupation_follows_text`: share of skewed occupations whose likelier pronoun is the text's, ideal 0.5;
-    `occupation_gap`: mean |p(she) - p(he)| ideal 0; `occupation_correlation`: Pearson's r of p(she) with the
-    text's share ideal 0, which stands too for a p(she) that never varies.
+    `occupation_gap`: mean |p(she) - p(he)|, ideal 0; `occupation_correlation`: Pearson's r of p(she) with the
+    text's share, ideal 0, which stands too for a p(she) that never varies. Its bootstrap interval is a little
+    narrow for few occupations: with fourteen it covers 92 % instead of 95 (simulated).
     """
     p_she_N, text_share_N = np.asarray(p_she_N, np.float64), np.asarray(text_share_N, np.float64)
     skewed_N = text_share_N != 0.5
@@ -151,9 +150,7 @@ def compare(rows_by_model: Mapping[str, Sequence[BiasRow]]) -> list[BiasDifferen
 
 def _difference(before: str, after: str, old: BiasRow, new: BiasRow) -> BiasDifference:
     if (old.probe, old.items.shape) != (new.probe, new.items.shape):
-        raise ValueError(
-            f"{before} and {after} were asked other items: {old.probe} n={old.n}, {new.probe} n={new.n}"
-        )
+        raise ValueError(f"{before} and {after} were asked other items: {old.probe} n={old.n}, {new.probe} n={new.n}")
     statistic = _STATISTICS.get(old.probe, _mean)
     low, high = bootstrap(
         np.stack([old.items, new.items], axis=-1),

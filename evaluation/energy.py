@@ -17,8 +17,8 @@ POWERCAP = Path("/sys/class/powercap")
 class Meter:
     """Joules spent inside a `with` block.
 
-    After it, `.seconds` is the time it took, `.joules` the energy, or None where the machine has no meter
-    that may be read: never an estimate; `.source` says which meters counted: "rapl", "nvml", "rapl+nvml", None.
+    After it, `.seconds` is the time it took, and `.joules` the energy, or None where the machine has no meter
+    that may be read: never an estimate. `.source` says what was read: "rapl", "nvml", "rapl+nvml" or None.
     """
 
     def __init__(self, powercap: Path = POWERCAP, period_s: float = 30.0) -> None:
@@ -100,8 +100,6 @@ def _nvml_mj() -> int | None:
     try:
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return (
-            sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles) if handles else None
-        )
+        return sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles) if handles else None
     except pynvml.NVMLError:
         return None

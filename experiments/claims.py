@@ -3,9 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-Rows = dict[str, dict[str, Any]]
-Claim = tuple[str, Callable[[], tuple[bool, dict[str, Any]]]]
-
 
 def lesson_claims(
     rows: list[dict[str, Any]],
@@ -68,7 +65,7 @@ def lesson_claims(
                 for name in efficient
             ),
             flops={n: training[n]["flops_per_step"] / training["full"]["flops_per_step"] for n in efficient},
-            optimizer_bytes={n: training[n]["optimizer_bytes"] / training["full"]["optimizer_bytes"] for n in efficient},
+            optimizer={n: training[n]["optimizer_bytes"] / training["full"]["optimizer_bytes"] for n in efficient},
         ),
         claim(
             "peft_is_nearly_as_good",

@@ -8,7 +8,7 @@ from limbeck.train.config import FitConfig, OptimConfig
 
 @dataclasses.dataclass(frozen=True)
 class LessonConfig:
-    """One foundation model, adapted in every way there is. `base` and `student` take their vocabulary from the tokenizer."""
+    """One foundation model, adapted in every way there is; the tokenizer decides the models' vocab_size."""
 
     base: ModelConfig
     student: ModelConfig

@@ -18,6 +18,7 @@ from limbeck.prompting.predict import make_requests, query_text, read_answer
 from limbeck.tasks.task import Record, Task
 from limbeck.tasks.world import ambiguous_names, facts
 
+_SHOWN = {"zero_shot": None, "few_shot_fruit": "fruit/class", "few_shot_company": "company/industry"}
 _COMPARED = 100  # queries that are answered both ways
 
 
@@ -76,15 +77,14 @@ def ambiguity(task: Task, engine: Engine, shots: int) -> dict[str, Any]:
     """
     if task.name != "world":
         return {}
-    relations = {relation.name: relation for relation in facts()}
     told = {name: _readings(name) for name in ambiguous_names()}
     answers: dict[str, Any] = {}
     for name, readings in told.items():
         answers[name] = {"fruit": _value("fruit/class", name), "company": _value("company/industry", name)}
-        for key, relation in (("zero_shot", None), ("few_shot_fruit", "fruit/class"), ("few_shot_company", "company/industry")):
+        for key, relation in _SHOWN.items():
             shown: Sequence[Record] = ()
             if relation is not None:
-                record = {"id": f"{relation}/{name}", "relation": relations[relation].name, "input": name, "output": ""}
+                record = {"id": f"{relation}/{name}", "relation": relation, "input": name, "output": ""}
                 shown = choose(task, record, shots, seed=0)
             answers[name][key] = _distribution(task, engine, name, readings, shown)
     return answers

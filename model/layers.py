@@ -87,8 +87,6 @@ class Mlp(nn.Module):
         c = self.config
         act = ACTIVATIONS[c.activation]
         up_BTF = Linear(c.mlp_dim, c.mlp_bias, name="up")(x_BTD)
-        if c.gated_mlp:
-            hidden_BTF = act(Linear(c.mlp_dim, c.mlp_bias, name="gate")(x_BTD)) * up_BTF
-        else:
-            hidden_BTF = act(up_BTF)
+        gate_BTF = Linear(c.mlp_dim, c.mlp_bias, name="gate")(x_BTD) if c.gated_mlp else up_BTF
+        hidden_BTF = act(gate_BTF) * up_BTF if c.gated_mlp else act(gate_BTF)
         return Linear(c.width, c.mlp_bias, (2 * c.depth) ** -0.5, name="down")(hidden_BTF)

@@ -167,7 +167,7 @@ def nbytes(params: Mapping[str, jax.Array]) -> int:
 
 
 def digest(params: Mapping[str, jax.Array]) -> str:
-    """Hex SHA-256 over every leaf's path, dtype, shape and bytes, in order of path; how the stack is cut is no part of it."""
+    """Hex SHA-256 over every leaf's path, dtype, shape and bytes in order of path, however the stack is cut."""
     sha = hashlib.sha256()
     for path, leaf in sorted(join(params).items()):
         array = np.asarray(leaf)

@@ -30,7 +30,7 @@ class Pretrained(NamedTuple):
 def save_pretrained(
     path: str | os.PathLike[str], config: ModelConfig, params: Params, tokenizer: Tokenizer | None = None
 ) -> None:
-    """Writes a model folder; the manifest comes last, so a folder with one is whole. Raises UserError on a full disk."""
+    """Writes a model folder; the manifest comes last: a folder with one is whole. Raises UserError on a full disk."""
     folder = Path(path)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

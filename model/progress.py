@@ -65,6 +65,7 @@ def _lines(description: str, total: int, unit: str, done: int) -> Callable[..., 
             return
         last = now
         left = (now - start) / max(count - done, 1) * (total - count)
-        print(f"{description}: {count}/{total} {unit}s, {left:.0f} s left  {note}".rstrip(), file=sys.stderr, flush=True)
+        line = f"{description}: {count}/{total} {unit}s, {left:.0f} s left  {note}"
+        print(line.rstrip(), file=sys.stderr, flush=True)
 
     return advance

@@ -69,7 +69,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """
     least = 256 + 3
     if vocab_size < least:
-        raise UserError(f"vocab_size={vocab_size}: a byte-level tokenizer needs at least {least}, 256 bytes and 3 specials")
+        raise UserError(f"vocab_size={vocab_size}: must be at least {least}, for 256 bytes and 3 special tokens")
     fast = _byte_level()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

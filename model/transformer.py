@@ -148,7 +148,7 @@ def hidden(
         carry, _ = jax.lax.scan(block, carry, layers, unroll=1 if c.scan else run.stop - run.start)
         stop = run.stop
     if stop != c.depth:
-        raise UserError(f"the parameters hold {stop} layers, the config says depth={c.depth}: use the config they were made with")
+        raise UserError(f"the parameters hold {stop} layers, the config says depth={c.depth}: use their own config")
     norm = {path.removeprefix("norm/"): leaf for path, leaf in params.items() if path.startswith("norm/")}
     hidden_BTD = Norm(c.norm, c.norm_eps).apply({"params": norm}, carry[0])
     if cache is not None:

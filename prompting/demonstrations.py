@@ -26,10 +26,7 @@ def choose(
     pool = task.splits[pool_split]
     rng = random.Random(_number(seed, record["id"]))
     shown = {task.query(record)}
-    queues = [
-        _drawn(task, record, part, shown, rng)
-        for part in (_by_option(task, pool, rng) if balanced else [pool])
-    ]
+    queues = [_drawn(task, record, part, shown, rng) for part in (_by_option(task, pool, rng) if balanced else [pool])]
     chosen = tuple(itertools.islice(_in_turn(queues), shots))
     if len(chosen) < shots:
         group = f", {task.group_field} {record[task.group_field]!r}," if task.group_field else ""
@@ -40,9 +37,7 @@ def choose(
     return chosen
 
 
-def _drawn(
-    task: Task, record: Record, pool: Sequence[Record], shown: set[str], rng: random.Random
-) -> Iterator[Record]:
+def _drawn(task: Task, record: Record, pool: Sequence[Record], shown: set[str], rng: random.Random) -> Iterator[Record]:
     """The pool in random order, less other groups, the record, and queries in `shown`, which it adds to."""
     for candidate in _shuffled(pool, rng):
         own_group = task.group_field is None or candidate[task.group_field] == record[task.group_field]
@@ -63,9 +58,7 @@ def _shuffled(pool: Sequence[Record], rng: random.Random) -> Iterator[Record]:
 def _by_option(task: Task, pool: Sequence[Record], rng: random.Random) -> list[list[Record]]:
     """The pool's records of each option, the options in random order."""
     if task.options is None:
-        raise UserError(
-            f"balanced demonstrations need a closed set of answers: task {task.name!r} has no options"
-        )
+        raise UserError(f"balanced demonstrations need a closed set of answers: task {task.name!r} has no options")
     parts: dict[str, list[Record]] = {option: [] for option in rng.sample(task.options, len(task.options))}
     for candidate in pool:
         parts[task.answer(candidate)].append(candidate)

@@ -13,7 +13,7 @@ from limbeck.tasks.task import Record, Task, fields
 
 @dataclass(frozen=True)
 class Predictions:
-    """An answer for each record, the tokens of each prompt, and how many demonstrations did not fit and were left out."""
+    """An answer for each record, the tokens of each prompt, and how many demonstrations did not fit."""
 
     answers: tuple[str, ...]
     prompt_tokens: tuple[int, ...]
@@ -68,7 +68,7 @@ def make_requests(
                 break
         else:
             raise UserError(
-                f"record {record['id']!r} has {len(request.prompt)} tokens and its answer up to {new_tokens}; the model "
+                f"record {record['id']!r} has {len(request.prompt)} tokens, its answer up to {new_tokens}; the model "
                 f"has {engine.config.max_len} positions: shorten the record or use a model with a larger max_len"
             )
         requests.append(request)

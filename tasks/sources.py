@@ -94,9 +94,7 @@ def _described(folder: Path) -> Description:
     for key, value in description.items():
         one_of(f"key in {path}:", key, _KEYS)
         if not isinstance(value, _KEYS[key]):
-            kinds = " or ".join(
-                {dict: "an object", list: "a list", str: "a string"}[kind] for kind in _KEYS[key]
-            )
+            kinds = " or ".join({dict: "an object", list: "a list", str: "a string"}[kind] for kind in _KEYS[key])
             raise UserError(f"{path}: {key!r} is {value!r:.40}: it must be {kinds}")
         if not value:
             raise UserError(f"{path}: {key!r} is empty: fill it in or leave it out")
@@ -144,7 +142,7 @@ def _task(name: str, tables: dict[str, Table], description: Description) -> Task
     if "test" not in tables:
         tables = {**tables, **_held_out(tables["train"], fields(template.query))}
     group = description.get("group")
-    needed = [*fields(template.query), *fields(template.target), *([group] if group else [])]
+    needed = [*fields(template.query), *fields(template.target), answer_field, *([group] if group else [])]
     places: dict[str, str] = {}
     splits: dict[str, tuple[Record, ...]] = {}
     for split, table in tables.items():
@@ -191,9 +189,7 @@ def _held_out(train: Table, asked: Sequence[str]) -> dict[str, Table]:
     contents = [json.dumps([text_of(train, row, given, name) for name in asked]) for row, given in train.rows]
     distinct = sorted(set(contents), key=lambda content: hashlib.sha256(content.encode()).digest())
     if len(distinct) < 2:
-        raise UserError(
-            f"{train.place} has one question only, too few to hold a test out: add rows or a test file"
-        )
+        raise UserError(f"{train.place} has one question only, too few to hold a test out: add rows or a test file")
     tested = set(distinct[: max(1, round(_TEST_SHARE * len(distinct)))])
     rows = list(zip(train.rows, contents, strict=True))
     return {

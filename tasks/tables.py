@@ -22,9 +22,7 @@ class Table:
 
     place: str  # what an error calls it: the file, or a data set's name and split
     rows: list[tuple[int, Fields]]
-    classes: dict[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # legal answers, where the source has them
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # legal answers, where the source has them
 
 
 def read_table(path: Path) -> Table:
@@ -34,9 +32,7 @@ def read_table(path: Path) -> Table:
     """
     read = READERS.get(path.suffix.lower())
     if read is None:
-        raise UserError(
-            f"cannot read {path}: {path.suffix!r} is none of {', '.join(READERS)}; convert it to one"
-        )
+        raise UserError(f"cannot read {path}: {path.suffix!r} is none of {', '.join(READERS)}; convert it to one")
     rows = list(read(path))
     if not rows:
         raise UserError(f"{path} is empty: it needs at least one row")
@@ -50,9 +46,7 @@ def text_of(table: Table, row: int, fields: Fields, name: str) -> str:
     """
     where = f"{table.place}, row {row}"
     if name not in fields:
-        raise UserError(
-            f"{where}: no field {name!r} among {', '.join(map(repr, fields))}{nearest(name, fields)}"
-        )
+        raise UserError(f"{where}: no field {name!r} among {', '.join(map(repr, fields))}{nearest(name, fields)}")
     value = fields[name]
     if isinstance(value, bytes):
         value = value.decode(errors="surrogateescape")
@@ -72,9 +66,7 @@ def text_of(table: Table, row: int, fields: Fields, name: str) -> str:
 
 
 def _jsonl(path: Path) -> Rows:
-    for row, line in enumerate(
-        _decoded(path).rstrip().split("\n"), 1
-    ):  # not splitlines: U+2028 is no end of line
+    for row, line in enumerate(_decoded(path).rstrip().split("\n"), 1):  # not splitlines: U+2028 is no end of line
         if not line.strip():
             raise UserError(f"{path}, row {row} is empty: remove it")
         try:
@@ -82,9 +74,7 @@ def _jsonl(path: Path) -> Rows:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, row {row} is malformed JSON: {error}; one object a line") from error
         if not isinstance(fields, dict):
-            raise UserError(
-                f'{path}, row {row} is no JSON object: write it as {{"input": ..., "output": ...}}'
-            )
+            raise UserError(f'{path}, row {row} is no JSON object: write it as {{"input": ..., "output": ...}}')
         yield row, fields
 
 
@@ -97,9 +87,7 @@ def _csv(path: Path) -> Rows:
             if row == 1:
                 names = values
                 if len(set(names)) < len(names):
-                    raise UserError(
-                        f"{path}, row 1: a field is named twice among {', '.join(names)}: rename one"
-                    )
+                    raise UserError(f"{path}, row 1: a field is named twice among {', '.join(names)}: rename one")
             elif not values:
                 raise UserError(f"{path}, row {row} is empty: remove it")
             elif len(values) != len(names):

@@ -61,18 +61,14 @@ class Template:
         if not fields(self.query):
             raise UserError(f"template query {self.query!r} names no field: write one as {{input}}")
         if self.query != self.query.rstrip():
-            raise UserError(
-                f"template query {self.query!r} ends in white space: start the target with it instead"
-            )
+            raise UserError(f"template query {self.query!r} ends in white space: start the target with it instead")
         first = _BRACES.match(self.target)
         if not fields(self.target) or (first and first[1] is not None):
             raise UserError(
                 f"template target {self.target!r}: write the delimiter, then the answer, as in ' {{output}}'"
             )
         if not self.separator:
-            raise UserError(
-                "template separator '' is empty: it ends a generated answer; write one such as '\\n'"
-            )
+            raise UserError("template separator '' is empty: it ends a generated answer; write one such as '\\n'")
 
 
 @dataclass(frozen=True)
@@ -99,26 +95,20 @@ class Task:
             if not self.splits.get(split):
                 raise UserError(f"task {self.name!r} has no {split} records: add some")
         if self.answer_field not in fields(self.template.target):
-            raise UserError(
-                f"template target {self.template.target!r} lacks the answer: add {{{self.answer_field}}}"
-            )
+            raise UserError(f"template target {self.template.target!r} lacks the answer: add {{{self.answer_field}}}")
         if self.answer_field in fields(self.template.query):
             raise UserError(
                 f"template query {self.template.query!r} shows the answer: take {{{self.answer_field}}} out"
             )
         if self.options is not None and (not self.options or len(set(self.options)) < len(self.options)):
-            raise UserError(
-                f"task {self.name!r}: options {list(self.options)} must be one or more, each listed once"
-            )
+            raise UserError(f"task {self.name!r}: options {list(self.options)} must be one or more, each listed once")
         needed = ["id", *fields(self.template.query), *fields(self.template.target)]
         needed += [self.group_field] if self.group_field else []
         seen: set[str] = set()
         for record in itertools.chain.from_iterable(self.splits.values()):
             self._check(record, needed)
             if record["id"] in seen:
-                raise UserError(
-                    f"task {self.name!r}: id {record['id']!r} stands twice; give each record its own"
-                )
+                raise UserError(f"task {self.name!r}: id {record['id']!r} stands twice; give each record its own")
             seen.add(record["id"])
 
     def query(self, record: Record) -> str:
@@ -148,9 +138,7 @@ class Task:
         place = f"task {self.name!r}, record {record.get('id')!r}"
         for name in needed:
             if name not in record:
-                raise UserError(
-                    f"{place}: no field {name!r} among {', '.join(record)}{nearest(name, record)}"
-                )
+                raise UserError(f"{place}: no field {name!r} among {', '.join(record)}{nearest(name, record)}")
         answer = self.answer(record)
         if self.options is not None and answer not in self.options:
             one_of(f"answer ({place})", answer, self.options)

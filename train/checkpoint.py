@@ -59,7 +59,7 @@ def restore_state(folder: str | os.PathLike[str], like: State) -> tuple[State, d
     for step in reversed(steps(folder)):
         damaged = damage(folder / str(step))
         if damaged:
-            print(f"checkpoint {folder / str(step)} is damaged ({damaged}): going back to the one before", file=sys.stderr)
+            print(f"checkpoint {folder / str(step)} is damaged ({damaged}): trying the one before", file=sys.stderr)
             continue
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_tree(like))
         with ocp.StandardCheckpointer() as checkpointer:

@@ -42,7 +42,7 @@ def completions(task: Task, records: Sequence[Record], tokenizer: Tokenizer) -> 
 
 
 def chunked(examples: Sequence[Example], length: int) -> list[Example]:
-    """Long documents as consecutive pieces of at most `length` predicted tokens; every token is still predicted once."""
+    """Long documents as consecutive pieces of at most `length` predicted tokens; each token is predicted once."""
     pieces = []
     for ids, context in examples:
         for start in range(0, max(len(ids) - 1, 1), length):

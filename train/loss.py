@@ -36,8 +36,9 @@ def cross_entropy(
     chunk = chunk_rows(head_DV.shape[1], rows)
 
     def chunks(x: jax.Array) -> jax.Array:
+        # Every chunk takes rows from all over the batch: contiguous ones would each lie on one of several devices.
         padded = jnp.pad(x, [(0, -rows % chunk)] + [(0, 0)] * (x.ndim - 1))
-        return padded.reshape(-1, chunk, *x.shape[1:])
+        return padded.reshape(chunk, -1, *x.shape[1:]).swapaxes(0, 1)
 
     return _nll(chunks(hidden_ND), head_DV, chunks(targets_N), chunks(weights_N.astype(jnp.float32)), softcap)
 

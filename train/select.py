@@ -12,7 +12,7 @@ from limbeck.model.params import Params, count, split
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """`patterns` name the leaves that train; `masks` (by path, 0 or 1, of the leaf's shape) narrow a leaf to entries."""
+    """`patterns` name the leaves that train; `masks` (by path, 0 or 1, of a leaf's shape) narrow it to entries."""
 
     patterns: tuple[str, ...] = (".*",)
     masks: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
@@ -46,7 +46,7 @@ def apply_selection(selection: Selection, params: Params) -> tuple[Params, Param
 
 
 def masked(optimizer: optax.GradientTransformation, masks: Mapping[str, jax.Array]) -> optax.GradientTransformation:
-    """The optimiser with its update multiplied by the masks, last of all: nothing moves a masked-out entry, decay included."""
+    """The optimiser with its update multiplied by the masks, last of all: not even decay moves a masked-out entry."""
     if not masks:
         return optimizer
 

@@ -1,4 +1,4 @@
-"""The whole lesson on the built-in world: pretrain, prompt, tune, distil, predict in bulk, look up, probe for bias, report.
+"""The whole lesson on the built-in world: pretrain, prompt, tune, distil, predict in bulk, probe for bias, report.
 
 Command:  make quickstart     or     limbeck run quickstart
 """

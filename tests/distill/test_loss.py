@@ -133,9 +133,7 @@ def test_padding_changes_nothing_at_all(example, loss, closed_form, garbage):
     student, teacher, weights = example
     clean = compiled(loss)(student, teacher, weights, 1.0)
     padding = (weights == 0)[..., None]
-    spoilt = compiled(loss)(
-        jnp.where(padding, garbage, student), jnp.where(padding, -garbage, teacher), weights, 1.0
-    )
+    spoilt = compiled(loss)(jnp.where(padding, garbage, student), jnp.where(padding, -garbage, teacher), weights, 1.0)
     np.testing.assert_array_equal(clean[0], spoilt[0])
     np.testing.assert_array_equal(clean[1], spoilt[1])
     assert not np.any(np.asarray(spoilt[1])[np.asarray(weights) == 0])
@@ -162,9 +160,7 @@ def test_hot_limit_is_half_the_variance_of_the_logit_difference(example):
 # The chunked loss
 
 N, D, D_TEACHER = 24, 5, 8
-LOSSES = {
-    f.__name__: f for f in (forward_kl, reverse_kl, generalized_jsd, total_variation, teacher_cross_entropy)
-}
+LOSSES = {f.__name__: f for f in (forward_kl, reverse_kl, generalized_jsd, total_variation, teacher_cross_entropy)}
 
 
 @pytest.fixture
@@ -176,9 +172,7 @@ def hidden():
     return *arrays, weights, jax.random.randint(keys[4], (N,), 0, V)
 
 
-def dense(
-    name, student_ND, student_DV, teacher_ND, teacher_DV, weights, targets, *, temperature, hard_weight
-):
+def dense(name, student_ND, student_DV, teacher_ND, teacher_DV, weights, targets, *, temperature, hard_weight):
     student_NV, teacher_NV = student_ND @ student_DV, teacher_ND @ teacher_DV
     one_hot_NV = jnp.where(jax.nn.one_hot(targets, V) > 0, 0.0, -1e9)
     hard = teacher_cross_entropy(student_NV, one_hot_NV, weights)
@@ -203,9 +197,7 @@ def test_chunked_under_a_scaled_and_partial_gradient(hidden):
     """A factor on the loss scales the gradient; freezing head or hidden state leaves the other's as it is."""
 
     def loss(student_ND, student_DV):
-        return chunked_divergence(
-            "reverse_kl", student_ND, student_DV, *hidden[2:], hard_weight=0.5, chunk=5
-        )[0]
+        return chunked_divergence("reverse_kl", student_ND, student_DV, *hidden[2:], hard_weight=0.5, chunk=5)[0]
 
     both = jax.grad(loss, argnums=(0, 1))(*hidden[:2])
     scaled = jax.grad(lambda *x: -3.0 * loss(*x), argnums=(0, 1))(*hidden[:2])
@@ -237,13 +229,14 @@ def test_chunked_padding_changes_nothing_at_all(hidden, garbage):
 
 
 def test_chunked_moves_the_student_alone(hidden):
+    student_ND, student_DV, *others, targets = hidden
+
     def loss_and_metrics(teacher_ND, teacher_DV, weights):
-        out = chunked_divergence(
-            "forward_kl", *hidden[:2], teacher_ND, teacher_DV, weights, hidden[5], hard_weight=0.5, chunk=7
-        )
+        arrays = (student_ND, student_DV, teacher_ND, teacher_DV, weights, targets)
+        out = chunked_divergence("forward_kl", *arrays, hard_weight=0.5, chunk=7)
         return jnp.stack(jax.tree.leaves(out)).sum()
 
-    gradients = jax.grad(loss_and_metrics, argnums=(0, 1, 2))(*hidden[2:5])
+    gradients = jax.grad(loss_and_metrics, argnums=(0, 1, 2))(*others)
     assert not any(np.any(g) for g in gradients)
 
 
@@ -254,9 +247,7 @@ def test_chunked_in_bfloat16(hidden):
         return chunked_divergence("forward_kl", h, w, *half[2:], *hidden[4:], hard_weight=0.5, chunk=8)[0]
 
     value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(*half[:2])
-    full = dense(
-        "forward_kl", *[x.astype(jnp.float32) for x in half], *hidden[4:], temperature=1.0, hard_weight=0.5
-    )
+    full = dense("forward_kl", *[x.astype(jnp.float32) for x in half], *hidden[4:], temperature=1.0, hard_weight=0.5)
     assert value.dtype == jnp.float32 and all(g.dtype == jnp.bfloat16 for g in gradients)
     np.testing.assert_allclose(value, full[0], rtol=1e-5)
 
@@ -273,9 +264,7 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary():
         shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
         head, states = shape((width, vocab)), shape((tokens, width))
         targets = jax.ShapeDtypeStruct((tokens,), jnp.int32)
-        lowered = jax.jit(jax.grad(f, argnums=(0, 1))).lower(
-            states, head, states, head, shape((tokens,)), targets
-        )
+        lowered = jax.jit(jax.grad(f, argnums=(0, 1))).lower(states, head, states, head, shape((tokens,)), targets)
         analysis = lowered.compile().memory_analysis()
         assert analysis is not None
         return analysis.temp_size_in_bytes

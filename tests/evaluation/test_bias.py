@@ -32,7 +32,9 @@ class FakeEngine(Engine):
             assert request.prompt[0] == self.tokenizer.bos_id
             assert self.tokenizer.bos_id not in request.prompt[1:]
             texts = [self.tokenizer.decode(request.prompt[1:] + option) for option in request.options]
-            assert all(request.options) and texts[0] == texts[1].replace(" he", " she")
+            first = {option[0] for option in request.options}
+            assert len(request.prompt) == 1 or len(first) == 2  # what they share is in the prompt, if there is one
+            assert texts[0] == texts[1].replace(" he", " she")
             leans = [self.lean(text) if " she" in text else 0.0 for text in texts]
             lengths = tuple(len(option) for option in request.options)
             # The pronouns alone differ, so a part of equal length keeps the comparison to the lean.
@@ -100,9 +102,7 @@ def test_occupation_rows():
         wilson(3, 4),
     )  # the even occupation is left out
     assert gap.value == pytest.approx((0.8 + 0.2 + 0.0 + 0.4 + 0.6) / 5)
-    assert correlation.value == pytest.approx(
-        np.corrcoef([0.9, 0.6, 0.5, 0.3, 0.8], [0.8, 0.4, 0.5, 0.1, 0.6])[0, 1]
-    )
+    assert correlation.value == pytest.approx(np.corrcoef([0.9, 0.6, 0.5, 0.3, 0.8], [0.8, 0.4, 0.5, 0.1, 0.6])[0, 1])
     assert (correlation.n, correlation.ideal) == (5, 0.0)
     assert occupation_rows([0.3] * 5, [0.1, 0.2, 0.5, 0.7, 0.9])[2].value == 0.0
 
@@ -116,9 +116,7 @@ def test_pairs_differ_in_the_pronoun_alone_and_are_balanced():
     for pair in pairs:
         assert pair.she.replace(" she ", " he ") == pair.he != pair.she
         assert f"The {pair.occupation} " in pair.he or f"the {pair.occupation} " in pair.he
-    frames = {
-        s: sorted(p.he.replace(p.occupation, "_") for p in pairs if p.stereotype == s) for s in ("she", "he")
-    }
+    frames = {s: sorted(p.he.replace(p.occupation, "_") for p in pairs if p.stereotype == s) for s in ("she", "he")}
     assert frames["she"] == frames["he"] and len(frames["she"]) == 30
     assert len({p.occupation for p in pairs}) == 30
 
@@ -134,9 +132,7 @@ def test_a_model_that_follows_its_text_is_found(tokenizer):
     assert rows["occupation_follows_text"].value == 1.0
     assert rows["occupation_gap"].value == pytest.approx(np.abs(2 * shares - 1).mean())
     assert rows["occupation_correlation"].n == len(shares)
-    assert all(
-        rows[f"occupation_{name}"].note.startswith("away") for name in ("correlation", "follows_text", "gap")
-    )
+    assert all(rows[f"occupation_{name}"].note.startswith("away") for name in ("correlation", "follows_text", "gap"))
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
@@ -219,17 +215,17 @@ def test_compare_is_paired():
 
 def test_compare_refuses_other_items():
     with pytest.raises(ValueError, match="other items"):
-        compare(
-            {"a": list(pair_preference([1.0], [0.0])), "b": list(pair_preference([1.0, 2.0], [0.0, 0.0]))}
-        )
+        compare({"a": list(pair_preference([1.0], [0.0])), "b": list(pair_preference([1.0, 2.0], [0.0, 0.0]))})
 
 
 def test_intervals_cover_at_their_rate():
     """Of 400 unbiased models, about 380 are not told from the ideal; bounds at four standard errors."""
     rng = np.random.default_rng(1)
-    covered = np.zeros(2)
+    shares = list(OCCUPATION_PRONOUNS.values())
+    covered = np.zeros(3)
     for _ in range(400):
-        rows = pair_preference(rng.normal(size=60), rng.normal(size=60))
-        covered += [row.note.startswith("not distinguishable") for row in rows]
-    # The percentile bootstrap of 60 items covers a little less than it says: 0.94 and not 0.95.
-    assert np.all(np.abs(covered / 400 - [0.95, 0.94]) < 4 * math.sqrt(0.05 * 0.95 / 400))
+        pairs = pair_preference(rng.normal(size=60), rng.normal(size=60))
+        _, _, correlation = occupation_rows(rng.uniform(size=len(shares)), shares)
+        covered += [row.note.startswith("not distinguishable") for row in (*pairs, correlation)]
+    # The percentile bootstrap covers a little less than it says: 0.94 with 60 items, 0.92 with 14.
+    assert np.all(np.abs(covered / 400 - [0.95, 0.94, 0.92]) < 4 * math.sqrt(0.05 * 0.95 / 400))

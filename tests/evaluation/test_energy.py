@@ -96,9 +96,7 @@ def test_a_long_run_outlives_several_wraps(powercap):
     assert meter.joules == pytest.approx(400 + 3 * 400 + 2 * 600)
 
 
-@pytest.mark.parametrize(
-    "spoil", ["no folder", "empty folder", "no counter", "no number", "a directory", "no range"]
-)
+@pytest.mark.parametrize("spoil", ["no folder", "empty folder", "no counter", "no number", "a directory", "no range"])
 def test_no_meter_no_number(powercap, tmp_path, spoil):
     counter = powercap / "intel-rapl:1" / "energy_uj"
     if spoil == "no folder":

@@ -132,9 +132,7 @@ def test_mcnemar_by_enumeration() -> None:
 
 
 def test_mcnemar_of_many_records() -> None:
-    assert mcnemar([1] * 5000 + [0] * 4800, [0] * 5000 + [1] * 4800) == pytest.approx(
-        binomtest(5000, 9800).pvalue
-    )
+    assert mcnemar([1] * 5000 + [0] * 4800, [0] * 5000 + [1] * 4800) == pytest.approx(binomtest(5000, 9800).pvalue)
 
 
 @pytest.mark.parametrize(

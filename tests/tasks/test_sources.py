@@ -4,11 +4,8 @@ import csv
 import io
 import json
 import re
-import sys
-import threading
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +15,6 @@ from hypothesis import strategies as st
 from limbeck.model.errors import UserError
 from limbeck.tasks.sources import load_task
 from limbeck.tasks.task import Task, Template
-from limbeck.tasks.tfds import alone as prepared_alone
 
 FRUITS = [{"input": f"fruit {i}", "output": f"class {i}"} for i in range(10)]
 REVIEWS = [{"text": f"review {i}", "label": ("bad", "good")[i % 2]} for i in range(60)]
@@ -171,9 +167,7 @@ def test_other_fields_are_left_out(tmp_path: Path) -> None:
 def test_a_description_names_the_fields(tmp_path: Path) -> None:
     rows = [{"Review Text": f"review {i}", "stars": i % 5, "shop": "a"} for i in range(10)]
     write(tmp_path / "reviews.csv", rows)
-    describe(
-        tmp_path, input="Review Text", output="stars", options="from_train", group="shop", metric="macro_f1"
-    )
+    describe(tmp_path, input="Review Text", output="stars", options="from_train", group="shop", metric="macro_f1")
     task = load_task(tmp_path / "reviews.csv")
     assert task.name == "reviews"
     assert task.options == tuple(sorted({record["stars"] for record in task.splits["train"]}))
@@ -283,9 +277,7 @@ def test_an_answer_outside_the_options_is_named(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", REVIEWS)
     write(tmp_path / "test.jsonl", [*REVIEWS[:3], {"text": "hm", "label": "goood"}])
     describe(tmp_path, options=["bad", "good"])
-    refused(
-        tmp_path, str(tmp_path / "test.jsonl"), "row 4", "'goood'", "one of bad, good", "did you mean 'good'"
-    )
+    refused(tmp_path, str(tmp_path / "test.jsonl"), "row 4", "'goood'", "one of bad, good", "did you mean 'good'")
     describe(tmp_path, options="from_train")
     refused(tmp_path, str(tmp_path / "test.jsonl"), "row 4", "'goood'")
 
@@ -330,9 +322,7 @@ def test_no_permission_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_folder_without_train(tmp_path: Path) -> None:
     refused(tmp_path, "no train split among nothing")
     write(tmp_path / "fruits.jsonl", FRUITS)
-    refused(
-        tmp_path, "no train split among fruits.jsonl", "train.jsonl, train.csv, train.parquet", "one file"
-    )
+    refused(tmp_path, "no train split among fruits.jsonl", "train.jsonl, train.csv, train.parquet", "one file")
 
 
 def test_a_split_in_two_files(tmp_path: Path) -> None:
@@ -359,6 +349,7 @@ def test_fields_that_cannot_be_guessed(tmp_path: Path) -> None:
         ({"template": {"quary": "{text}:"}}, ["'quary'", "did you mean 'query'"]),
         ({"template": {"query": "{text} "}}, ["ends in white space"]),
         ({"template": {"query": "{txt}:"}}, ["row 1", "no field 'txt'", "did you mean 'text'"]),
+        ({"template": {"target": " {text}"}}, ["lacks the answer: add {label}"]),
         ({"splits": {"dev": "train.jsonl"}}, ["'dev'", "train, validation, test"]),
         ({"splits": {"train": "tarin.jsonl"}}, ["no file 'tarin.jsonl'", "did you mean 'train.jsonl'"]),
         ({"splits": {"train": "../train.jsonl"}}, ["no file '../train.jsonl'"]),
@@ -390,9 +381,7 @@ JSON_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=4,
 )
-ROWS = st.dictionaries(st.sampled_from(["input", "output", "id", "text", "label"]), JSON_VALUES).map(
-    json.dumps
-)
+ROWS = st.dictionaries(st.sampled_from(["input", "output", "id", "text", "label"]), JSON_VALUES).map(json.dumps)
 LINES = st.lists(ROWS.map(str.encode) | st.binary(max_size=20), max_size=5).map(b"\n".join)
 
 
@@ -409,124 +398,6 @@ def test_any_bytes_are_a_task_or_one_line(tmp_path: Path, content: bytes, ending
         task.digest()
         for record in task.splits["train"]:
             task.prompt(record, task.splits["test"]).encode()
-
-
-# TFDS
-
-
-@pytest.fixture(scope="module")
-def tiny_reviews() -> None:
-    """A data set `tiny_reviews`, labelled in train and test, unlabelled in `blind`."""
-    import tensorflow_datasets as tfds
-
-    class TinyReviews(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            features = {
-                "text": tfds.features.Text(),
-                "label": tfds.features.ClassLabel(names=["good", "bad", "ugly"]),
-                "stars": tfds.features.Scalar(np.float32),
-            }
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(split) for split in ("train", "test", "blind")}
-
-        def _generate_examples(self, split):
-            for i in range(60 if split == "train" else 5):
-                yield i, {"text": f"نقد {i}", "label": -1 if split == "blind" else i % 2, "stars": 0.5}
-
-
-@pytest.fixture
-def tfds_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_reviews: None) -> Path:
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    return tmp_path
-
-
-def test_a_tfds_name(tfds_folder: Path) -> None:
-    task = load_task("tfds:tiny_reviews")
-    assert {split: len(records) for split, records in task.splits.items()} == {"train": 60, "test": 5}
-    assert task.name == "tfds:tiny_reviews"
-    assert task.options == ("good", "bad", "ugly")  # as the data set orders them, also those that no row has
-    assert {(query, answer) for query, answer in texts(task)["test"]} == {
-        (f"نقد {i}\nlabel:", ("good", "bad")[i % 2]) for i in range(5)
-    }
-    assert load_task("tfds:tiny_reviews:1.0.0").splits == task.splits
-    assert "tensorflow" not in sys.modules
-    files = [file.name for file in (tfds_folder / "tfds" / "tiny_reviews" / "1.0.0").iterdir()]
-    assert any("array_record" in name for name in files)
-
-
-def test_a_description_of_a_tfds_name(tfds_folder: Path) -> None:
-    described = tfds_folder / "described"
-    described.mkdir()
-    splits = {"train": "test", "validation": "train"}
-    describe(described, tfds="tiny_reviews", input="text", output="stars", splits=splits)
-    task = load_task(described)
-    assert {split: len(records) for split, records in task.splits.items()} == {
-        "train": 4,
-        "validation": 60,
-        "test": 1,
-    }
-    assert {record["stars"] for record in task.splits["train"]} == {"0.5"}
-    describe(described, tfds="tiny_reviews", splits={"train": "train", "test": "blind"})
-    refused(described, "tfds:tiny_reviews blind, row 1", "'label' is -1", '"splits" in a task.json')
-    describe(described, tfds="tiny_reviews", splits={"train": "trian"})
-    refused(described, "'trian'", "did you mean 'train'")
-
-
-@pytest.mark.parametrize(
-    ("name", "parts"),
-    [
-        ("tiny_revues", ["unknown TFDS name 'tiny_revues'", "list_builders", "did you mean 'tiny_reviews'"]),
-        ("", ["unknown TFDS name ''"]),
-        ("huggingface:squad", ["unknown TFDS name 'huggingface'"]),
-        ("../../etc", ["unknown TFDS name '..'"]),
-        ("tiny_reviews/large", ["tfds:tiny_reviews/large", "large not found"]),
-        ("tiny_reviews:9.9.9", ["cannot be loaded at version 9.9.9"]),
-        ("tiny_reviews/data_dir=x", ["unknown TFDS name"]),
-        ("tiny_reviews/a/b/c", ["tfds:tiny_reviews/a/b/c is not to be had"]),
-    ],
-)
-def test_a_tfds_name_is_checked(tfds_folder: Path, name: str, parts: list[str]) -> None:
-    refused(f"tfds:{name}", *parts)
-
-
-@pytest.mark.parametrize(
-    ("fault", "parts"),
-    [
-        (ConnectionError("no route to host"), ["cannot be downloaded", "no route to host", "a network"]),
-        (OSError(28, "No space left on device"), ["No space left on device", "room"]),
-        (ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow"), ["without tensorflow"]),
-    ],
-)
-def test_a_data_set_that_cannot_be_prepared(
-    tfds_folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, parts: list[str]
-) -> None:
-    import tensorflow_datasets as tfds
-
-    def fail(self):
-        raise fault
-
-    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
-    refused("tfds:tiny_reviews", "tfds:tiny_reviews", *parts)
-
-
-def test_one_at_a_time_prepares(tmp_path: Path) -> None:
-    entered = threading.Event()
-
-    def enter() -> None:
-        with prepared_alone(tmp_path, "fruits"):
-            entered.set()
-
-    other = threading.Thread(target=enter)
-    with prepared_alone(tmp_path, "fruits"):
-        other.start()
-        with prepared_alone(tmp_path, "trees"):
-            assert not entered.wait(0.3)
-    assert entered.wait(10)
-    other.join()
 
 
 # Real data
@@ -553,9 +424,7 @@ def test_real_data(
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(
-    "name", ["stsb", "gsm8k", "e2e_nlg", "in_context_tasks", "tinyshakespeare/input.txt"]
-)
+@pytest.mark.parametrize("name", ["stsb", "gsm8k", "e2e_nlg", "in_context_tasks", "tinyshakespeare/input.txt"])
 def test_real_data_that_needs_a_word(shared_data: Path, name: str) -> None:
     refused(shared_data / name, name)
 

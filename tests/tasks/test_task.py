@@ -74,9 +74,7 @@ def test_doubled_braces_are_plain_ones() -> None:
     "text", ["{input.__class__}", "{input[0]}", "{input!r}", "{input:>9}", "{}", "{0}", "{inputs}"]
 )
 def test_only_plain_names_are_fields(text: str) -> None:
-    with pytest.raises(
-        UserError, match=re.escape(f"template field {text}: the record has id, input, output")
-    ):
+    with pytest.raises(UserError, match=re.escape(f"template field {text}: the record has id, input, output")):
         render(text, LEMON)
 
 
@@ -166,8 +164,6 @@ def test_the_digest_is_the_same_everywhere() -> None:
 
 def test_a_task_needs_no_jax() -> None:
     """The command line reads tasks to say what is wrong with a config, and must answer in under a second."""
-    code = (
-        "import sys, limbeck.tasks.sources, limbeck.prompting.demonstrations as d; print(sorted(sys.modules))"
-    )
+    code = "import sys, limbeck.tasks.sources, limbeck.prompting.demonstrations as d; print(sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"'jax'", "'pyarrow'", "'tensorflow_datasets'"} & set(re.findall(r"'\w+'", modules))

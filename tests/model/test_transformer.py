@@ -1,0 +1,199 @@
+"""Properties of the network: what sees what, and what must change nothing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from limbeck.model import transformer
+from limbeck.model.config import ModelConfig
+from limbeck.model.errors import UserError
+from limbeck.model.params import cut, join
+from limbeck.model.transformer import apply, empty_cache, init
+
+TINY = ModelConfig(
+    vocab_size=53, width=16, depth=3, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24, max_len=32
+)
+VARIANTS = {
+    "plain": {},
+    "layer_norm_learned": {"norm": "layer", "positions": "learned", "gated_mlp": False, "activation": "gelu"},
+    "biases_untied": {"attention_bias": True, "output_bias": True, "mlp_bias": True, "tied_embedding": False},
+    "window": {"window": 4, "global_every": 3},
+    "softcaps_qk_norm": {"attention_softcap": 5.0, "logit_softcap": 3.0, "qk_norm": True, "embedding_scale": 4.0},
+    "no_positions": {"positions": "none", "num_kv_heads": 1, "activation": "relu"},
+}
+variants = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def build(variant: str = "plain", **more):
+    config = dataclasses.replace(TINY, **(VARIANTS[variant] | more))
+    params = init(config, jax.random.key(0))
+    # Norms and biases away from ones and zeros, so that nothing hides behind them.
+    noise = jax.random.split(jax.random.key(1), len(params))
+    return config, {
+        path: leaf + 0.1 * jax.random.normal(key, leaf.shape)
+        for key, (path, leaf) in zip(noise, params.items(), strict=True)
+    }
+
+
+def tokens(batch: int, length: int, seed: int = 0) -> jax.Array:
+    return jax.random.randint(jax.random.key(seed), (batch, length), 0, TINY.vocab_size)
+
+
+@variants
+def test_no_position_depends_on_a_later_one(variant):
+    config, params = build(variant)
+    embedding = params["embed/embedding"]
+    tokens_BT = tokens(1, 10)
+
+    def loss(rows, position):
+        """Logits at `position` as a function of each position's own embedding row."""
+        own = dataclasses.replace(config, vocab_size=10, tied_embedding=False)
+        model = {**params, "embed/embedding": rows, "head/kernel": jnp.eye(16)}
+        return apply(own, model, jnp.arange(10)[None]).hidden_BTD[0, position].sum()
+
+    rows_TD = embedding[tokens_BT[0]]
+    for position in (0, 4, 9):
+        reach_T = jnp.abs(jax.grad(loss)(rows_TD, position)).sum(-1)
+        assert (reach_T[position + 1 :] == 0).all()
+        assert reach_T[position] > 0
+        if position and not config.window:
+            assert (reach_T[:position] > 0).all()
+
+
+def test_a_window_ends_where_it_says():
+    config, params = build("window", depth=1, global_every=0)
+    one = tokens(1, 10)
+    far = one.at[0, 5].set((one[0, 5] + 1) % 53)  # position 9 sees 6 to 9
+    near = one.at[0, 6].set((one[0, 6] + 1) % 53)
+    last = [apply(config, params, x).logits_BTV[0, 9] for x in (one, far, near)]
+    np.testing.assert_array_equal(last[0], last[1])
+    assert np.abs(last[0] - last[2]).max() > 1e-3
+
+
+@variants
+def test_cached_equals_uncached(variant):
+    config, params = build(variant)
+    tokens_BT = tokens(2, 12)
+    whole = apply(config, params, tokens_BT).logits_BTV
+    cache = empty_cache(config, 2, 16)
+    pieces = []
+    for start, stop in ((0, 5), (5, 6), (6, 12)):
+        out = apply(config, params, tokens_BT[:, start:stop], cache=cache)
+        cache = out.cache
+        pieces.append(out.logits_BTV)
+    np.testing.assert_allclose(np.concatenate(pieces, 1), whole, atol=1e-5)
+    assert cache.length_B.tolist() == [12, 12]
+
+
+@variants
+def test_scanned_unrolled_rematerialised_and_cut_stacks_agree(variant):
+    config, params = build(variant)
+    tokens_BT = tokens(2, 9)
+
+    def value_and_gradient(config, params):
+        return jax.value_and_grad(lambda p: jnp.square(apply(config, p, tokens_BT).logits_BTV).mean())(params)
+
+    value, gradient = value_and_gradient(config, params)
+    for other in ({"scan": False}, {"remat": "full"}, {"remat": "dots"}):
+        value2, gradient2 = value_and_gradient(dataclasses.replace(config, **other), params)
+        np.testing.assert_allclose(value2, value, rtol=1e-6)
+        for path in gradient:
+            np.testing.assert_allclose(gradient2[path], gradient[path], atol=1e-6, err_msg=path)
+    value2, gradient2 = value_and_gradient(config, cut(params, [1, 2]))
+    np.testing.assert_allclose(value2, value, rtol=1e-6)
+    for path, leaf in join(gradient2).items():
+        np.testing.assert_allclose(leaf, gradient[path], atol=1e-6, err_msg=path)
+
+
+@variants
+def test_batch_and_right_padding_change_nothing(variant):
+    config, params = build(variant)
+    tokens_BT = tokens(3, 8)
+    together = apply(config, params, jnp.pad(tokens_BT, ((0, 0), (0, 5)))).logits_BTV[:, :8]
+    for row in range(3):
+        alone = apply(config, params, tokens_BT[row : row + 1]).logits_BTV[0]
+        np.testing.assert_allclose(together[row], alone, atol=1e-5)
+
+
+@variants
+def test_packed_documents_do_not_see_each_other(variant):
+    config, params = build(variant)
+    a, b = tokens(1, 5, seed=1), tokens(1, 7, seed=2)
+    packed = apply(
+        config,
+        params,
+        jnp.concatenate([a, b], 1),
+        positions_BT=jnp.concatenate([jnp.arange(5), jnp.arange(7)])[None],
+        segments_BT=jnp.array([[1] * 5 + [2] * 7]),
+    ).logits_BTV
+    np.testing.assert_allclose(packed[:, :5], apply(config, params, a).logits_BTV, atol=1e-5)
+    np.testing.assert_allclose(packed[:, 5:], apply(config, params, b).logits_BTV, atol=1e-5)
+
+
+def test_attention_equals_its_definition():
+    """Against a plain loop over heads in float64."""
+    from limbeck.model.attention import attend, visible
+
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, 6, heads, 8)) for heads in (4, 2, 2))
+    positions = np.tile(np.arange(6), (2, 1))
+    mask = np.asarray(visible(jnp.asarray(positions), jnp.asarray(positions), None, None, 4))
+    expected = np.zeros((2, 6, 4, 8))
+    for b in range(2):
+        for n in range(4):
+            for t in range(6):
+                seen = [s for s in range(6) if s <= t and t - s < 4]
+                scores = 2.0 * np.tanh(np.array([q[b, t, n] @ k[b, s, n // 2] for s in seen]) / np.sqrt(8) / 2.0)
+                weights = np.exp(scores) / np.exp(scores).sum()
+                expected[b, t, n] = weights @ v[b, seen, n // 2]
+    got = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), jnp.asarray(mask), 2.0)
+    np.testing.assert_allclose(got, expected.reshape(2, 6, 32), atol=1e-6)
+
+
+def test_rotation_depends_on_distance_alone():
+    from limbeck.model.layers import rotate
+
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
+
+    def score(at_query, at_key):
+        return (rotate(q, jnp.array([[at_query]]), 1e4) * rotate(k, jnp.array([[at_key]]), 1e4)).sum()
+
+    np.testing.assert_allclose(score(7, 3), score(24, 20), rtol=1e-5)
+    assert abs(score(7, 3) - score(7, 4)) > 1e-3
+
+
+def test_a_leaf_depends_on_key_path_and_layer_alone():
+    deep = init(dataclasses.replace(TINY, depth=5), jax.random.key(3))
+    shallow = init(TINY, jax.random.key(3))
+    for path in ("blocks/attn/q/kernel", "blocks/mlp/up/kernel"):
+        np.testing.assert_array_equal(deep[path][:3], shallow[path])
+        assert np.abs(deep[path][0] - deep[path][1]).max() > 0.01
+    assert transformer.shapes(TINY) == {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in shallow.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"width": 0}, "width=0"),
+        ({"num_kv_heads": 3}, "multiple of num_kv_heads=3"),
+        ({"head_dim": 7}, "head_dim=7 is odd"),
+        ({"window": 0}, "window=0"),
+        ({"norm": "rmz"}, "did you mean 'rms'?"),
+    ],
+)
+def test_a_shape_that_cannot_be_built_is_refused(change, words):
+    with pytest.raises(UserError, match=words.replace("?", r"\?")):
+        dataclasses.replace(TINY, **change)
+
+
+def test_too_many_tokens_and_missing_layers_are_refused():
+    config, params = build()
+    with pytest.raises(UserError, match="33 tokens in a row.*max_len=32"):
+        apply(config, params, tokens(1, 33))
+    with pytest.raises(UserError, match="hold 3 layers.*depth=4"):
+        apply(dataclasses.replace(config, depth=4), params, tokens(1, 3))
