@@ -70,7 +70,7 @@ def predict(args: argparse.Namespace) -> int:
 
     task = load_task(args.task)
     records = task.splits[one_of("split", args.split, task.splits)]
-    engine = _engine(args.model)
+    engine = _engine(args.model, batch_size=64)
     requests, dropped = make_requests(task, engine, records, args.shots, args.seed)
     if dropped:
         print(f"{dropped} examples did not fit into their prompts and were left out", file=sys.stderr)
@@ -111,7 +111,7 @@ def _engine(path: str, batch_size: int) -> "Engine":
 
 
 def _answer(payload: dict[str, Any], options: list[str] | None) -> str:
-    """The answer in words: the generated text, or the likeliest option."""
+    """The answer in words: the generated text, or the likeliest option (the first of equals)."""
     if options is None:
         return payload["text"].strip()
-    return max(zip(payload["logprobs"], options, strict=True))[1]
+    return options[max(range(len(options)), key=lambda index: payload["logprobs"][index])]

@@ -190,7 +190,7 @@ def prepare(config: LessonConfig, rundir: Path) -> Lesson:
         texts += [task.query(record) for record in task.splits["train"]]
     path = rundir / "tokenizer.json"
     if not path.exists():
-        train_bpe(texts, config.base.vocab_size).save(path)
+        train_bpe(texts, config.base.vocab_size, line_prefix=True).save(path)
     tokenizer = load_tokenizer(path)
     return Lesson(config, rundir, task, tokenizer, documents(texts, tokenizer), MetricsLog(rundir).append)
 

@@ -20,7 +20,7 @@ class LessonConfig:
     distil: FitConfig  # of the distilled student and, without the teacher, of the same student alone
     task: str = "world"  # a built-in task, a file or a folder
     seed: int = 0
-    documents: int = 60_000  # of the built-in world's text, for pretraining
+    documents: int = 70_000  # of the built-in world's text, for pretraining
     shots: int = 8  # examples of the few-shot prompt
     lora_rank: int = 16
     lora_targets: str = r"blocks/(attn|mlp)/.*/kernel"

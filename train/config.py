@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from limbeck.model.errors import UserError, one_of
 
 Schedule = Literal["cosine", "linear", "constant"]
-Optimizer = Literal["adamw", "sgd"]
+Optimizer = Literal["adamw", "muon", "sgd"]
 
 
 @dataclasses.dataclass(frozen=True)

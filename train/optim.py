@@ -1,10 +1,13 @@
 """The optimiser that a config describes, over the trainable parameters alone."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers
 
-from limbeck.model.params import Params, first_match
+from limbeck.model.params import Params, block_path
 from limbeck.train.config import OptimConfig
 
 
@@ -22,20 +25,42 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clip, then AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) or momentum SGD, decaying what `decays` names."""
+    """Clip, then the rule, decaying what `decays` names.
+
+    AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); momentum SGD; or Muon (Jordan et al. 2024) for the kernels
+    inside the blocks, its updates scaled to AdamW's size (arXiv 2502.16982) so that learning rates carry over, and
+    AdamW for every other leaf.
+    """
 
     def decay_mask(params: Params) -> dict[str, bool]:
         # One list serves every selection of what trains, so a pattern without a leaf is no mistake here.
-        matches = first_match(config.decays, params, strict=False)
-        return {path: hits[0] is not None for path, hits in matches.items()}
+        return {path: any(re.fullmatch(pattern, path) for pattern in config.decays) for path in params}
 
     rate = schedule(config, steps)
     if config.name == "adamw":
         rule = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decay_mask)
+    elif config.name == "muon":
+        rule = optax.contrib.muon(
+            rate,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=decay_mask,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_weight_decay=config.weight_decay,
+            adam_learning_rate=rate,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,
+        )
     else:
         rule = optax.chain(optax.add_decayed_weights(config.weight_decay, decay_mask), optax.sgd(rate, config.b1))
     clip = optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip)
     return optax.chain(clip, rule)
+
+
+def _matrices(params: Params) -> dict[str, MuonDimensionNumbers | None]:
+    """Which axes of a leaf are a matrix: the last two of a stack of kernels; None for what Muon is not for."""
+    kernel = MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return {path: kernel if block_path(path) and path.endswith("/kernel") else None for path in params}
 
 
 def optimizer_bytes(optimizer: optax.GradientTransformation, trainable: Params) -> int:

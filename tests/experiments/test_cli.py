@@ -245,13 +245,12 @@ def test_predict_fills_a_store_that_lookup_reads(model: str, kind: str, tmp_path
     assert "did you mean 'test'" in capsys.readouterr().err
 
 
-def test_predict_reports_the_rows_that_the_model_refuses(model: str, tmp_path: Path, capsys) -> None:
+def test_predict_names_a_record_that_does_not_fit(model: str, tmp_path: Path, capsys) -> None:
     records = tmp_path / "records"
     records.mkdir()
     rows = [{"input": word, "output": word[:3]} for word in ("short", "long " * 30, "brief")]
     for split in ("train", "test"):
         (records / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert main(["predict", "--model", model, "--task", str(records), "--store", str(tmp_path / "a.db")]) == 1
-    out, error = capsys.readouterr()
-    assert "2 new" in out and "1 refused" in out
-    assert "refused: 'long long" in error
+    assert main(["predict", "--model", model, "--task", str(records), "--store", str(tmp_path / "a.db")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("limbeck: record 'test/2' has ") and error.count("\n") == 1

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from limbeck.model.errors import UserError
 from limbeck.model.tokenizer import byte_tokenizer
 from limbeck.tasks.task import Task, Template

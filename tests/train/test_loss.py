@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from limbeck.model.config import ModelConfig
 from limbeck.model.transformer import apply, init, softcap
 from limbeck.train import loss as loss_module

@@ -1,0 +1,117 @@
+"""The engine answers as the model does, whatever else is in the batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from limbeck.inference import engine as engine_module
+from limbeck.inference.engine import Engine
+from limbeck.inference.requests import GenerateRequest, Sampling, ScoreRequest
+from limbeck.model.config import ModelConfig
+from limbeck.model.errors import UserError
+from limbeck.model.tokenizer import byte_tokenizer
+from limbeck.model.transformer import apply, init
+
+TOKENIZER = byte_tokenizer()
+CONFIG = ModelConfig(
+    vocab_size=TOKENIZER.vocab_size, width=16, depth=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, max_len=64
+)
+PARAMS = {path: 3 * leaf for path, leaf in init(CONFIG, jax.random.key(0)).items()}
+ENGINE = Engine(CONFIG, PARAMS, TOKENIZER, batch_size=4)
+TEXTS = ["plum", "a rather long prompt, longer than sixteen", "گلابی", "x", "lemon:", "pear"]
+
+
+def prompt(text: str) -> tuple[int, ...]:
+    return (TOKENIZER.bos_id, *TOKENIZER.encode(text))
+
+
+def greedy_by_hand(ids: tuple[int, ...], steps: int) -> tuple[int, ...]:
+    row = list(ids)
+    for _ in range(steps):
+        row.append(int(apply(CONFIG, PARAMS, jnp.asarray([row])).logits_BTV[0, -1].argmax()))
+        if row[-1] == TOKENIZER.eos_id:
+            break
+    return tuple(row[len(ids) :])
+
+
+def test_generation_equals_argmax_in_the_order_of_the_requests():
+    answers = ENGINE.generate([GenerateRequest(prompt(text), Sampling(5)) for text in TEXTS])
+    for text, answer in zip(TEXTS, answers, strict=True):
+        assert answer.tokens == greedy_by_hand(prompt(text), 5)
+        assert answer.text == TOKENIZER.decode(answer.tokens)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_batch_size_and_neighbours_change_nothing(temperature):
+    requests = [GenerateRequest(prompt(text), Sampling(6, temperature, seed=3)) for text in TEXTS]
+    together = ENGINE.generate(requests)
+    alone = [Engine(CONFIG, PARAMS, TOKENIZER, batch_size=1).generate([request])[0] for request in requests]
+    assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
+    np.testing.assert_allclose([a.logprob for a in together], [a.logprob for a in alone], atol=1e-4)
+
+
+def test_samples_of_one_prompt_differ_and_repeat():
+    requests = [GenerateRequest(prompt("plum"), Sampling(12, 1.0), sample=i) for i in range(3)]
+    first, again = ENGINE.generate(requests), ENGINE.generate(list(reversed(requests)))[::-1]
+    assert first == again
+    assert len({answer.tokens for answer in first}) == 3
+
+
+def test_text_ends_before_the_first_stop_string():
+    [free] = ENGINE.generate([GenerateRequest(prompt("plum"), Sampling(12))])
+    character = free.text[3]
+    spanning = free.text[4:6]
+    for stop in (character, spanning):
+        [answer] = ENGINE.generate([GenerateRequest(prompt("plum"), Sampling(12), (stop, "never"))])
+        assert answer.stopped
+        assert answer.text == free.text[: free.text.index(stop)]
+        assert stop in TOKENIZER.decode(answer.tokens)
+        assert free.tokens[: len(answer.tokens)] == answer.tokens
+
+
+def test_scores_are_the_sum_of_log_probabilities():
+    options = tuple(tuple(TOKENIZER.encode(text)) for text in (" pome", " a hesperidium", "s"))
+    requests = [ScoreRequest(prompt(text), options) for text in TEXTS]
+    for request, scores in zip(requests, ENGINE.score(requests), strict=True):
+        assert scores.lengths == tuple(len(option) for option in options)
+        for option, logprob in zip(options, scores.logprobs, strict=True):
+            ids = jnp.asarray([[*request.prompt, *option]])
+            logprobs_TV = jax.nn.log_softmax(apply(CONFIG, PARAMS, ids).logits_BTV[0])
+            start = len(request.prompt) - 1
+            expected = sum(float(logprobs_TV[start + i, token]) for i, token in enumerate(option))
+            assert logprob == pytest.approx(expected, abs=1e-3)
+
+
+def test_few_programs_serve_any_mixture(monkeypatch):
+    shapes = set()
+
+    def counted(config, params, tokens_BT, *rest):
+        shapes.add(tokens_BT.shape)
+        return generate(config, params, tokens_BT, *rest)
+
+    generate = engine_module.generate
+    monkeypatch.setattr(engine_module, "generate", counted)
+    ENGINE.generate([GenerateRequest((1,) * n, Sampling(4)) for n in range(1, 40)])
+    assert shapes == {(4, 16), (4, 32), (4, 64)}
+
+
+@pytest.mark.parametrize(
+    "request_, words",
+    [
+        (GenerateRequest((1,) * 60, Sampling(5)), "60 tokens and 5 new ones are more than the model's 64"),
+        (GenerateRequest((), Sampling(5)), "prompt is empty"),
+        (ScoreRequest((1, 2), ()), "one or more options"),
+        (ScoreRequest((1, 2), ((3,), ())), "none of them empty"),
+        (ScoreRequest((1,) * 60, ((3,) * 6,)), "64 positions"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(request_, words):
+    with pytest.raises(UserError, match=words):
+        (ENGINE.generate if isinstance(request_, GenerateRequest) else ENGINE.score)([request_])
+
+
+def test_the_key_follows_the_weights():
+    request = GenerateRequest(prompt("plum"))
+    other = Engine(CONFIG, {**PARAMS, "norm/scale": PARAMS["norm/scale"] + 1e-6}, TOKENIZER)
+    assert ENGINE.key(request) == Engine(CONFIG, dict(PARAMS), TOKENIZER).key(request) != other.key(request)
