@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+import numpy as np
+
 from limbeck.tasks.metrics import accuracy, macro_f1
 from limbeck.tasks.task import Task
 
@@ -21,19 +23,19 @@ def tfidf_logistic(task: Task) -> dict[str, Any]:
         for read in (task.query, task.answer)
     )
     start = time.perf_counter()
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10.0, max_iter=2000)
-    )
+    classifier = LogisticRegression(C=10.0, max_iter=2000)
+    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), classifier)
     model.fit(texts["train"], answers["train"])
     seconds = time.perf_counter() - start
     predicted = [str(label) for label in model.predict(texts["test"])]
     score = accuracy(predicted, answers["test"])
+    params = int(np.size(classifier.coef_) + np.size(classifier.intercept_))
     return {
         "accuracy": score.value,
         "ci95": list(score.ci95),
         "n": score.n,
         "macro_f1": macro_f1(predicted, answers["test"]).value,
-        "params_total": int(model[-1].coef_.size + model[-1].intercept_.size),
-        "params_trainable": int(model[-1].coef_.size + model[-1].intercept_.size),
+        "params_total": params,
+        "params_trainable": params,
         "train_seconds": seconds,
     }

@@ -76,6 +76,13 @@ def _svg(name: str, size: tuple[float, float], paint: Callable[["Figure"], None]
     return f'<svg class="plot" role="img" aria-label="{html.escape(name)}" viewBox="{box}">{text.strip()}\n'
 
 
+def standalone(svg: str) -> str:
+    """The same picture as a file of its own, in the grey that is legible on light and dark pages."""
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    style = f'style="color: {_INK}; font-family: system-ui, sans-serif"'
+    return svg.replace('<svg class="plot"', f"<svg {spaces} {style}", 1)
+
+
 def loss_curves(curves: dict[str, list[list[float]]]) -> str:
     """Loss against step, a panel with its own scales for each stage; long curves as 120 means of bins."""
     stages = in_order([stage for stage, points in curves.items() if points])

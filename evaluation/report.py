@@ -57,7 +57,7 @@ _BLOCKS = {
 
 
 def write_report(folder: str | Path, data: dict[str, Any]) -> None:
-    """Writes report.md, report.html and, last, report.json; equal data gives equal bytes.
+    """Writes quality.svg, report.md, report.html and, last, report.json; equal data gives equal bytes.
 
     Raises UserError for a number that is not finite, naming its place, and for a folder it cannot write.
     """
@@ -67,6 +67,8 @@ def write_report(folder: str | Path, data: dict[str, Any]) -> None:
     folder = Path(folder)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    if picture := plots.quality(data.get("rows") or [], "latency_ms_p50", "latency of one request, ms"):
+        write_atomic(folder / "quality.svg", plots.standalone(picture))
     write_atomic(folder / "report.md", _render("report.md.j2", data))
     write_atomic(folder / "report.html", _render("report.html.j2", data))
     write_atomic(folder / "report.json", text)

@@ -5,7 +5,6 @@ it was: `models/<name>` holds what training made, `stages/<name>.json` what a st
 """
 
 import dataclasses
-import functools
 import json
 import os
 import platform
@@ -38,6 +37,7 @@ from limbeck.model.params import Params, count, digest, join, merge
 from limbeck.model.pretrained import load_pretrained, save_pretrained
 from limbeck.model.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from limbeck.model.transformer import init
+from limbeck.prompting.demonstrations import choose
 from limbeck.tasks.sources import load_task
 from limbeck.tasks.task import Task
 from limbeck.tasks.world import corpus
@@ -49,9 +49,8 @@ from limbeck.train.loss import Batch, LossFn, token_loss
 from limbeck.train.optim import make_optimizer, optimizer_bytes
 from limbeck.train.select import Selection, apply_selection, bias_norm, describe, last_blocks, lora_only, moved
 
-METHODS = (
-    "zero_shot", "one_shot", "few_shot", "full", "lora", "bias_norm", "last_block", "distilled", "student_alone",
-)
+PROMPTED = ("zero_shot", "one_shot", "few_shot")
+TRAINED = ("full", "lora", "bias_norm", "last_block", "distilled", "student_alone")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +100,7 @@ def run(config: LessonConfig, rundir: Path) -> int:
     digest_before = digest(base.params)
     results = {
         name: _measured(lesson, name, base, shots)
-        for name, shots in (("zero_shot", 0), ("one_shot", 1), ("few_shot", config.shots))
+        for name, shots in zip(PROMPTED, (0, 1, config.shots), strict=True)
     }
     unsure = lesson.stage("ambiguity", lambda: ambiguity(lesson.task, base, config.shots))
     digest_after = digest(base.params)
@@ -152,7 +151,7 @@ def run(config: LessonConfig, rundir: Path) -> int:
 
     offline = lesson.stage("offline", lambda: bulk_and_lookup(lesson.task, teacher, rundir / "predictions.db"))
     probes = lesson.stage("bias", lambda: _probe(lesson))
-    rows = [_row(name, results[name], training) for name in METHODS]
+    rows = [_row(name, results[name], training) for name in PROMPTED + TRAINED]
     if lesson.task.options is not None:
         rows.append({"method": "tfidf_logistic", **lesson.stage("tfidf_logistic", lambda: tfidf_logistic(lesson.task))})
     claims = lesson_claims(rows, training, offline, probes, unsure, digest_before == digest_after)
@@ -167,7 +166,7 @@ def run(config: LessonConfig, rundir: Path) -> int:
         "task": _about(lesson),
         "rows": rows,
         "claims": claims,
-        "curves": {name: stage["curve"] for name, stage in training.items()},
+        "curves": {"pretrain" if name == "base" else name: stage["curve"] for name, stage in training.items()},
         "ambiguity": unsure.get("apple"),
         "break_even": break_even_table(rows),
         "bias": probes["rows"],
@@ -272,19 +271,10 @@ def _measured(lesson: Lesson, name: str, engine: Engine, shots: int) -> dict[str
 
 
 def _row(name: str, result: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
-    cost = training.get(name)
-    if cost is None:  # prompting: nothing trains
-        return {
-            "method": name,
-            **result["row"],
-            "params_trainable": 0,
-            "train_seconds": 0.0,
-            "optimizer_bytes": 0,
-            "flops_per_step": 0,
-            "train_flops": 0,
-        }
-    keys = ("params_trainable", "train_seconds", "optimizer_bytes", "flops_per_step", "train_flops")
-    return {"method": name, **result["row"], **{key: cost[key] for key in keys}}
+    """What asking measured and what training cost; prompting trains nothing."""
+    cost = training.get(name, {})
+    spent = ("params_trainable", "train_seconds", "optimizer_bytes", "flops_per_step", "train_flops")
+    return {"method": name, **result["row"], **{key: cost.get(key, 0) for key in spent}}
 
 
 def _probe(lesson: Lesson) -> dict[str, Any]:
@@ -315,14 +305,11 @@ def _probe(lesson: Lesson) -> dict[str, Any]:
 def _about(lesson: Lesson) -> dict[str, Any]:
     task = lesson.task
     record = task.splits["test"][0]
-    shown = functools.partial(task.prompt, record)
-    from limbeck.prompting.demonstrations import choose
-
     return {
         "name": task.name,
         "train": len(task.splits["train"]),
         "test": len(task.splits["test"]),
-        "example_prompt": shown(choose(task, record, 2, lesson.config.seed)),
+        "example_prompt": task.prompt(record, choose(task, record, 2, lesson.config.seed)),
     }
 
 

@@ -37,10 +37,10 @@ class Engine:
         self.batch_size = batch_size
         self.dtype = config.dtype
 
-    @cached_property
+    @property
     def weights_digest(self) -> str:
         """Hex SHA-256 of the parameters; worked out once."""
-        return digest(self.params)
+        return self._weights_digest
 
     @property
     def tokenizer_digest(self) -> str:
@@ -141,6 +141,10 @@ class Engine:
             jnp.asarray([row.top_p for row in rows], jnp.float32),
             jnp.asarray([row.min_p for row in rows], jnp.float32),
         )
+
+    @cached_property
+    def _weights_digest(self) -> str:
+        return digest(self.params)
 
     @cached_property
     def _token_texts(self) -> list[str]:

@@ -67,6 +67,8 @@ def create(path: Path, manifest: dict[str, str]) -> None:
         db.execute(f"PRAGMA application_id = {_LIVE}")
         db.execute(f"PRAGMA user_version = {SCHEMA}")
         db.commit()
+        # Here and not in the live file: a kill during the change leaves a journal that readers cannot roll back.
+        db.execute("PRAGMA journal_mode = WAL")
 
 
 def compact(db: sqlite3.Connection, path: Path) -> None:
@@ -89,7 +91,6 @@ def connect(path: Path, read_only: bool) -> sqlite3.Connection:
     db = sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, isolation_level=None)
     try:
         if not read_only:
-            db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
     except BaseException:
         db.close()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -57,14 +57,14 @@ def prefill(
 
     What padding wrote lies past the row's length: no query sees it before the row's own tokens replace it.
     """
-    hidden_BTD, cache = hidden(config, params, tokens_BT, cache=cache)
+    hidden_BTD, cache = cast(tuple[jax.Array, Cache], hidden(config, params, tokens_BT, cache=cache))
     last_BD = hidden_BTD[jnp.arange(tokens_BT.shape[0]), lengths_B - 1]
     return logits(config, params, last_BD), cache._replace(length_B=lengths_B)
 
 
 def decode_step(config: ModelConfig, params: Params, tokens_B: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     """(logits_BV of the next token, the cache with `tokens_B` in it)."""
-    hidden_BTD, cache = hidden(config, params, tokens_B[:, None], cache=cache)
+    hidden_BTD, cache = cast(tuple[jax.Array, Cache], hidden(config, params, tokens_B[:, None], cache=cache))
     return logits(config, params, hidden_BTD[:, 0]), cache
 
 

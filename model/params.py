@@ -171,5 +171,5 @@ def digest(params: Mapping[str, jax.Array]) -> str:
         array = np.asarray(leaf)
         header = f"{path}\0{array.dtype}\0{array.shape}\0".encode()
         sha.update(len(header).to_bytes(8, "little") + header)
-        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()

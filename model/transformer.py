@@ -5,7 +5,7 @@ The block is a Linen module; the stack of blocks is a plain loop over the runs o
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -67,11 +67,11 @@ def _init(config: ModelConfig, key: jax.Array) -> Params:
     x_BTD = jnp.zeros((1, 1, c.width))
     positions_BT = jnp.zeros((1, 1), jnp.int32)
 
-    def block(layer: jax.Array) -> dict:
+    def block(layer: jax.Array) -> Any:
         layer_key = jax.random.fold_in(jax.random.fold_in(key, 0), layer)
         return Block(c).init(layer_key, x_BTD, positions_BT, None, jnp.int32(c.max_len), None)["params"]
 
-    flat = flatten_dict(jax.vmap(block)(jnp.arange(c.depth)), sep="/")
+    flat = cast(Params, flatten_dict(jax.vmap(block)(jnp.arange(c.depth)), sep="/"))
     params = {f"blocks/{path}": leaf for path, leaf in flat.items()}
     params["embed/embedding"] = 0.02 * jax.random.normal(jax.random.fold_in(key, 1), (c.vocab_size, c.width))
     if c.positions == "learned":
@@ -80,7 +80,7 @@ def _init(config: ModelConfig, key: jax.Array) -> Params:
         params["head/kernel"] = c.width**-0.5 * jax.random.normal(
             jax.random.fold_in(key, 3), (c.width, c.vocab_size)
         )
-    norm = Norm(c.norm, c.norm_eps).init(key, x_BTD)["params"]
+    norm = cast(Params, Norm(c.norm, c.norm_eps).init(key, x_BTD)["params"])
     params |= {f"norm/{path}": leaf for path, leaf in norm.items()}
     return params
 
@@ -133,7 +133,8 @@ def hidden(
         leaves, window, index = layer
         layer_cache = None if k_LBSKH is None else LayerCache(k_LBSKH, v_LBSKH, index)
         variables = {"params": unflatten_dict(leaves, sep="/")}
-        x_BTD, layer_cache = Block(c).apply(variables, x_BTD, positions_BT, segments_BT, window, layer_cache)
+        out = Block(c).apply(variables, x_BTD, positions_BT, segments_BT, window, layer_cache)
+        x_BTD, layer_cache = cast(tuple[jax.Array, LayerCache | None], out)
         return (x_BTD, *(layer_cache[:2] if layer_cache else (None, None))), None
 
     if c.remat == "full":
@@ -150,9 +151,10 @@ def hidden(
     if stop != c.depth:
         raise UserError(f"the parameters hold {stop} layers, the config says depth={c.depth}: use their own config")
     norm = {path.removeprefix("norm/"): leaf for path, leaf in params.items() if path.startswith("norm/")}
-    hidden_BTD = Norm(c.norm, c.norm_eps).apply({"params": norm}, carry[0])
+    hidden_BTD = cast(jax.Array, Norm(c.norm, c.norm_eps).apply({"params": norm}, carry[0]))
     if cache is not None:
-        cache = Cache(carry[1], carry[2], jnp.maximum(cache.length_B, positions_BT[:, -1] + 1))
+        k_LBSKH, v_LBSKH = cast(tuple[jax.Array, jax.Array], carry[1:])
+        cache = Cache(k_LBSKH, v_LBSKH, jnp.maximum(cache.length_B, positions_BT[:, -1] + 1))
     return hidden_BTD, cache
 
 

@@ -72,7 +72,7 @@ def pack(examples: Sequence[Example], length: int) -> dict[str, np.ndarray]:
             open_rows.append((len(placed) - 1, length - need))
             if len(open_rows) > 64:
                 open_rows.remove(min(open_rows, key=lambda pair: pair[1]))
-    rows = {
+    rows: dict[str, np.ndarray] = {
         name: np.zeros((len(placed), length), np.int32)
         for name in ("tokens_BT", "targets_BT", "positions_BT", "segments_BT")
     }

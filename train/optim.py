@@ -48,7 +48,8 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
             adam_b2=config.b2,
             adam_weight_decay=config.weight_decay,
             adam_learning_rate=rate,
-            muon_weight_dimension_numbers=_matrices,
+            # optax types this as a tree of arrays and documents it as a tree of MuonDimensionNumbers.
+            muon_weight_dimension_numbers=_matrices,  # pyright: ignore[reportArgumentType]
             consistent_rms=0.2,
         )
     else:

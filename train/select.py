@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import optax
@@ -50,7 +51,7 @@ def masked(optimizer: optax.GradientTransformation, masks: Mapping[str, jax.Arra
     if not masks:
         return optimizer
 
-    def update(updates: Params, state: optax.EmptyState, params: Params | None = None):
+    def update(updates: Any, state: optax.OptState, params: optax.Params | None = None):
         return {path: u * masks[path].astype(u.dtype) if path in masks else u for path, u in updates.items()}, state
 
     return optax.chain(optimizer, optax.GradientTransformation(lambda params: optax.EmptyState(), update))

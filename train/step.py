@@ -1,7 +1,7 @@
 """The one training step: full tuning, parameter-efficient tuning and distillation are its arguments, not its kinds."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +41,8 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> Step:
 
         gradients, metrics = jax.grad(objective, has_aux=True)(state.trainable)
         updates, opt = optimizer.update(gradients, state.opt, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
-        metrics = {**metrics, "grad_norm": optax.global_norm(gradients)}
+        trainable = cast(Params, optax.apply_updates(state.trainable, updates))
+        metrics = {**metrics, "grad_norm": optax.tree.norm(gradients)}
         return State(state.step + 1, trainable, opt), metrics
 
     return jax.jit(step, donate_argnums=0)

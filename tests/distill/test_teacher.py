@@ -35,11 +35,11 @@ def batch_at(step: int) -> dict:
 
 def divergence(params: dict) -> float:
     batch = batch_at(99)
-    logits = [
+    student_BTV, teacher_BTV = (
         apply(config, model, batch["tokens_BT"]).logits_BTV
         for config, model in ((STUDENT_CONFIG, params), (TEACHER, TEACHER_PARAMS))
-    ]
-    return float(forward_kl(*logits, batch["weights_BT"]))
+    )
+    return float(forward_kl(student_BTV, teacher_BTV, batch["weights_BT"]))
 
 
 def test_the_loss_is_the_divergence_of_the_two_models():

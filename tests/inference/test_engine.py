@@ -108,7 +108,7 @@ def test_few_programs_serve_any_mixture(monkeypatch):
 )
 def test_what_cannot_be_answered_is_refused(request_, words):
     with pytest.raises(UserError, match=words):
-        (ENGINE.generate if isinstance(request_, GenerateRequest) else ENGINE.score)([request_])
+        ENGINE.generate([request_]) if isinstance(request_, GenerateRequest) else ENGINE.score([request_])
 
 
 def test_the_key_follows_the_weights():

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from limbeck.inference import store_file
 from limbeck.inference.store import PredictionStore
 from limbeck.model.errors import UserError
 
@@ -127,6 +128,17 @@ def test_a_log_without_its_store_is_not_replayed_into_a_new_one(tmp_path):
     with pytest.raises(UserError, match="p.db-wal is there"):
         PredictionStore(tmp_path / "p.db")
     assert (tmp_path / "p.db-wal").exists() and not (tmp_path / "p.db").exists()
+
+
+def test_a_new_store_has_its_log_from_the_first_instant(tmp_path):
+    """A kill amid a rollback journal leaves a file that only a writer can open; a log, any reader can."""
+    path = tmp_path / "p.db"
+    store_file.create(path, {"normalisation": "nfc"})
+    new = path.read_bytes()
+    PredictionStore(path).close()
+    assert path.read_bytes() == new
+    with PredictionStore(path, read_only=True) as store:
+        assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_folders_are_made_and_a_file_in_the_way_is_named(tmp_path):

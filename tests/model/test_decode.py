@@ -5,16 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from limbeck.model import transformer
 from limbeck.model.config import ModelConfig
 from limbeck.model.decode import SamplingArrays, check_room, generate, greedy, stream
 from limbeck.model.errors import UserError
-from limbeck.model.transformer import apply, init
+from limbeck.model.transformer import init
 
 CONFIG = ModelConfig(
     vocab_size=31, width=16, depth=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, max_len=32
 )
 PARAMS = {path: 3 * leaf for path, leaf in init(CONFIG, jax.random.key(0)).items()}  # sharper, so that tokens vary
 PROMPTS = [[1, 5, 9, 2], [1, 7], [1, 3, 3]]
+apply = jax.jit(transformer.apply, static_argnums=0)
 NO_STOP = jnp.zeros(31, bool)
 
 

@@ -11,7 +11,7 @@ from limbeck.model import transformer
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import cut, join
-from limbeck.model.transformer import apply, empty_cache, init
+from limbeck.model.transformer import empty_cache, init
 
 TINY = ModelConfig(
     vocab_size=53, width=16, depth=3, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24, max_len=32
@@ -25,6 +25,7 @@ VARIANTS = {
     "no_positions": {"positions": "none", "num_kv_heads": 1, "activation": "relu"},
 }
 variants = pytest.mark.parametrize("variant", VARIANTS)
+apply = jax.jit(transformer.apply, static_argnums=0)
 
 
 def build(variant: str = "plain", **more):
@@ -85,7 +86,7 @@ def test_cached_equals_uncached(variant):
         cache = out.cache
         pieces.append(out.logits_BTV)
     np.testing.assert_allclose(np.concatenate(pieces, 1), whole, atol=1e-5)
-    assert cache.length_B.tolist() == [12, 12]
+    assert cache is not None and cache.length_B.tolist() == [12, 12]
 
 
 @variants
@@ -149,7 +150,8 @@ def test_attention_equals_its_definition():
                 scores = 2.0 * np.tanh(np.array([q[b, t, n] @ k[b, s, n // 2] for s in seen]) / np.sqrt(8) / 2.0)
                 weights = np.exp(scores) / np.exp(scores).sum()
                 expected[b, t, n] = weights @ v[b, seen, n // 2]
-    got = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), jnp.asarray(mask), 2.0)
+    q32, k32, v32 = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
+    got = attend(q32, k32, v32, jnp.asarray(mask), 2.0)
     np.testing.assert_allclose(got, expected.reshape(2, 6, 32), atol=1e-6)
 
 

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from limbeck.inference.engine import Engine
-from limbeck.inference.requests import Generation, GenerateRequest, ScoreRequest, Scores
+from limbeck.inference.requests import GenerateRequest, Generation, ScoreRequest, Scores
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.tokenizer import byte_tokenizer

@@ -58,7 +58,9 @@ def test_memory_is_flat_in_the_vocabulary_and_a_frozen_head_costs_nothing():
             )
         ]
         analysis = jax.jit(jax.grad(cross_entropy, wrt)).lower(*shapes).compile()
-        return analysis.memory_analysis().temp_size_in_bytes, analysis.cost_analysis()["flops"]
+        memory, cost = analysis.memory_analysis(), analysis.cost_analysis()
+        assert memory is not None and cost is not None
+        return memory.temp_size_in_bytes, cost["flops"]
 
     logits = 4 * 4096 * 8192
     assert compiled(4096, 8192, 0)[0] < logits / 4
