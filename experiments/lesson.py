@@ -11,7 +11,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from limbeck.distill.teacher import STUDENT, distillation_loss, with_teacher, without_teacher
+from limbeck.distill.transfer_set import write_transfer_set
 from limbeck.evaluation import bias
 from limbeck.evaluation.baseline import tfidf_logistic
 from limbeck.evaluation.comparison import break_even_table
@@ -39,7 +40,7 @@ from limbeck.model.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from limbeck.model.transformer import init
 from limbeck.prompting.demonstrations import choose
 from limbeck.tasks.sources import load_task
-from limbeck.tasks.task import Task
+from limbeck.tasks.task import Record, Task
 from limbeck.tasks.world import corpus
 from limbeck.train.adapters import add_lora
 from limbeck.train.config import FitConfig
@@ -65,15 +66,15 @@ class Lesson:
     log: Callable[[dict], None]
 
     def stage(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The stage's result, from its file if an earlier run got that far; `seconds` is what it took."""
+        """The stage's result, from its file if an earlier run got that far."""
         path = self.folder / "stages" / f"{name}.json"
         if not path.exists():
             start = time.perf_counter()
             result = compute()
             path.parent.mkdir(exist_ok=True)
-            result["seconds"] = time.perf_counter() - start
-            write_atomic(path, json.dumps(result, ensure_ascii=False, indent=1))
-        return json.loads(path.read_text(encoding="utf-8"))
+            record = {"seconds": time.perf_counter() - start, "result": result}
+            write_atomic(path, json.dumps(record, ensure_ascii=False, indent=1))
+        return json.loads(path.read_text(encoding="utf-8"))["result"]
 
     def engine(self, name: str) -> Engine:
         """The trained model of that name, ready to answer."""
@@ -120,7 +121,7 @@ def run(config: LessonConfig, rundir: Path) -> int:
         results[name] = _measured(lesson, name, lesson.engine(name), 0)
 
     teacher = lesson.engine("full")
-    stream = _stream(lesson, config.distil, config.distil_task_share)
+    written = lesson.stage("transfer_set", lambda: _transfer_set(lesson, teacher))
     loss_fn = distillation_loss(
         student_config,
         base_config,
@@ -138,15 +139,16 @@ def run(config: LessonConfig, rundir: Path) -> int:
         student_config,
         lambda: with_teacher(student(), teacher.params),
         config.distil,
-        stream,
+        _stream(lesson, config.distil, config.distil_task_share, written["records"]),
         STUDENT,
         loss_fn,
     )
+    stream = _stream(lesson, config.distil, config.distil_task_share)
     training["student_alone"] = _train(lesson, "student_alone", student_config, student, config.distil, stream)
     for name in ("distilled", "student_alone"):
         results[name] = _measured(lesson, name, lesson.engine(name), 0)
     # A student's way begins with its teacher's.
-    training["distilled"]["train_seconds"] += training["full"]["train_seconds"]
+    training["distilled"]["train_seconds"] += training["full"]["train_seconds"] + written["seconds"]
     training["distilled"]["train_flops"] += training["full"]["train_flops"]
 
     offline = lesson.stage("offline", lambda: bulk_and_lookup(lesson.task, teacher, rundir / "predictions.db"))
@@ -194,8 +196,16 @@ def prepare(config: LessonConfig, rundir: Path) -> Lesson:
     return Lesson(config, rundir, task, tokenizer, documents(texts, tokenizer), MetricsLog(rundir).append)
 
 
-def _stream(lesson: Lesson, settings: FitConfig, task_share: float) -> Callable[[int], Batch]:
-    """Batches of foundation text and task examples, the latter's share of the rows as said."""
+def _transfer_set(lesson: Lesson, teacher: Engine) -> dict[str, Any]:
+    start = time.perf_counter()
+    records = write_transfer_set(lesson.task, teacher, lesson.config.transfer_tokens, lesson.config.seed)
+    return {"records": records, "seconds": time.perf_counter() - start}
+
+
+def _stream(
+    lesson: Lesson, settings: FitConfig, task_share: float, written: Sequence[Record] = ()
+) -> Callable[[int], Batch]:
+    """Batches of foundation text and of task examples, the training split and the `written`; their share is given."""
     of_task = round(task_share * settings.batch_size)
     seed = lesson.config.seed
     streams = []
@@ -203,7 +213,7 @@ def _stream(lesson: Lesson, settings: FitConfig, task_share: float) -> Callable[
         rows = pack(chunked(lesson.foundation, settings.length), settings.length)
         streams.append(batches(rows, settings.batch_size - of_task, seed))
     if of_task:
-        examples = completions(lesson.task, lesson.task.splits["train"], lesson.tokenizer)
+        examples = completions(lesson.task, [*lesson.task.splits["train"], *written], lesson.tokenizer)
         rows = pack(examples, max(settings.length, max(len(example.ids) - 1 for example in examples)))
         streams.append(batches(rows, of_task, seed))
     return mixture(*streams)

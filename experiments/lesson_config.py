@@ -21,15 +21,16 @@ class LessonConfig:
     task: str = "world"  # a built-in task, a file or a folder
     seed: int = 0
     documents: int = 70_000  # of the built-in world's text, for pretraining
-    shots: int = 8  # examples of the few-shot prompt
+    shots: int = 4  # examples of the few-shot prompt
     lora_rank: int = 16
     lora_targets: str = r"blocks/(attn|mlp)/.*/kernel"
     distil_objective: str = "forward_kl"
     distil_temperature: float = 1.0
     distil_hard_weight: float = 0.0
-    distil_task_share: float = 0.25  # of a batch's rows; the others are foundation text
+    distil_task_share: float = 0.75  # of a batch's rows; the others are foundation text
+    transfer_tokens: int = 200_000  # that the teacher writes as queries of its own
 
 
-def tuning(steps: int, learning_rate: float, batch_size: int = 8, length: int = 128) -> FitConfig:
+def tuning(steps: int, learning_rate: float, batch_size: int = 16, length: int = 64) -> FitConfig:
     """A short tuning run."""
     return FitConfig(steps, batch_size, length, OptimConfig(learning_rate=learning_rate))

@@ -36,6 +36,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.dtype = config.dtype
+        self._stops: dict[tuple[str, ...], jax.Array] = {}
 
     @property
     def weights_digest(self) -> str:
@@ -135,11 +136,11 @@ class Engine:
         seeds += [bytes(8)] * (self.batch_size - len(batch))
         keys_B2 = np.frombuffer(b"".join(seeds), np.uint32).reshape(self.batch_size, 2)
         return SamplingArrays(
-            jax.random.wrap_key_data(jnp.asarray(keys_B2), impl="threefry2x32"),
-            jnp.asarray([row.temperature for row in rows], jnp.float32),
-            jnp.asarray([row.top_k for row in rows], jnp.int32),
-            jnp.asarray([row.top_p for row in rows], jnp.float32),
-            jnp.asarray([row.min_p for row in rows], jnp.float32),
+            keys_B2,
+            np.asarray([row.temperature for row in rows], np.float32),
+            np.asarray([row.top_k for row in rows], np.int32),
+            np.asarray([row.top_p for row in rows], np.float32),
+            np.asarray([row.min_p for row in rows], np.float32),
         )
 
     @cached_property
@@ -150,14 +151,16 @@ class Engine:
     def _token_texts(self) -> list[str]:
         return [self.tokenizer.decode([i]) for i in range(self.tokenizer.vocab_size)]
 
-    def _stop_tokens(self, stop: Sequence[str]) -> np.ndarray:
+    def _stop_tokens(self, stop: tuple[str, ...]) -> jax.Array:
         """stop_V: EOS, and every token whose text holds a stop string (a stop across tokens is found in the text)."""
-        stop_V = np.zeros(self.config.vocab_size, bool)
-        stop_V[self.tokenizer.eos_id] = True
-        if stop:
-            for i, text in enumerate(self._token_texts):
-                stop_V[i] |= any(string in text for string in stop)
-        return stop_V
+        if stop not in self._stops:
+            stop_V = np.zeros(self.config.vocab_size, bool)
+            stop_V[self.tokenizer.eos_id] = True
+            if stop:
+                for i, text in enumerate(self._token_texts):
+                    stop_V[i] |= any(string in text for string in stop)
+            self._stops[stop] = jnp.asarray(stop_V)
+        return self._stops[stop]
 
     def _generation(self, stop: Sequence[str], ids: list[int], logprobs: np.ndarray) -> Generation:
         """Cut before the first stop string; what was written after it does not count."""

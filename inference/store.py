@@ -173,7 +173,7 @@ class PredictionStore:
     def _payload(self, key: str, query: str, payload: str, checksum: int) -> dict[str, Any]:
         if checksum != _checksum(key, query, payload):
             raise self._damaged(key)
-        return json.loads(payload)
+        return _decode(payload)[0]
 
     def _damaged(self, key: str) -> UserError:
         return UserError(f"{self.path}: the row {key[:12]} fails its checksum; {store_file.REBUILD}")
@@ -188,6 +188,10 @@ class PredictionStore:
         with self._errors, self._db:
             self._db.execute("BEGIN IMMEDIATE")
             yield
+
+
+# json.loads looks for white space around the value; a checked payload has none.
+_decode = json.JSONDecoder().raw_decode
 
 
 def _json(payload: dict[str, Any]) -> str:

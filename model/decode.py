@@ -6,6 +6,8 @@ from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
 
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
@@ -15,13 +17,17 @@ from limbeck.model.transformer import Cache, empty_cache, hidden, logits
 
 
 class SamplingArrays(NamedTuple):
-    """How each row samples (see `sampling.py`); a row's tokens depend on its own key alone."""
+    """How each row samples (see `sampling.py`); a row's tokens depend on its own key alone.
 
-    key_B: jax.Array
-    temperature_B: jax.Array
-    top_k_B: jax.Array
-    top_p_B: jax.Array
-    min_p_B: jax.Array
+    `key_B2` is the data of threefry keys, uint32, so that a caller may pass numpy arrays and no array is made on the
+    device for one request.
+    """
+
+    key_B2: ArrayLike
+    temperature_B: ArrayLike
+    top_k_B: ArrayLike
+    top_p_B: ArrayLike
+    min_p_B: ArrayLike
 
 
 class Generated(NamedTuple):
@@ -45,9 +51,10 @@ class _Decoding(NamedTuple):
 
 def greedy(batch: int) -> SamplingArrays:
     """Settings for `batch` rows that always take the most likely token."""
-    zeros_B = jnp.zeros(batch)
-    keys_B = jax.random.split(jax.random.key(0), batch)
-    return SamplingArrays(keys_B, zeros_B, zeros_B.astype(jnp.int32), zeros_B + 1, zeros_B)
+    zeros_B = np.zeros(batch, np.float32)
+    return SamplingArrays(
+        np.zeros((batch, 2), np.uint32), zeros_B, zeros_B.astype(np.int32), np.ones_like(zeros_B), zeros_B
+    )
 
 
 def prefill(
@@ -141,8 +148,9 @@ def _advance(config, params, state: _Decoding, sampling: SamplingArrays, stop_V,
         return (state.step < last) & ~state.out.stopped_B.all()
 
     def write(state: _Decoding) -> _Decoding:
-        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(sampling.key_B, state.step)
-        settings = {name: getattr(sampling, name) for name in sampling._fields if name != "key_B"}
+        keys_B = jax.random.wrap_key_data(jnp.asarray(sampling.key_B2), impl="threefry2x32")
+        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.step)
+        settings = {name: jnp.asarray(getattr(sampling, name)) for name in sampling._fields if name != "key_B2"}
         tokens_B = sample(state.logits_BV, step_keys_B, **settings)
         logprobs_B = jnp.take_along_axis(jax.nn.log_softmax(state.logits_BV), tokens_B[:, None], 1)[:, 0]
         open_B = ~state.out.stopped_B

@@ -3,13 +3,15 @@
 Command:  make quickstart     or     limbeck run quickstart
 """
 
+import dataclasses
+
 from limbeck.experiments.lesson_config import LessonConfig, tuning
 from limbeck.experiments.sweep import axis
 from limbeck.model.config import ModelConfig
 from limbeck.train.config import FitConfig, OptimConfig
 
 BASE = ModelConfig(
-    vocab_size=5120,  # at most: a tokenizer of the built-in world ends at 4,7xx
+    vocab_size=5120,  # at most: the tokenizer of the built-in world ends at some 4,700
     width=128,
     depth=4,
     num_heads=4,
@@ -24,11 +26,11 @@ BASE = ModelConfig(
 )
 STUDENT = ModelConfig(
     vocab_size=5120,
-    width=48,
-    depth=2,
+    width=56,
+    depth=1,
     num_heads=4,
     num_kv_heads=4,
-    head_dim=12,
+    head_dim=14,
     mlp_dim=128,
     max_len=256,
     scan=False,
@@ -40,11 +42,11 @@ config = LessonConfig(
     base=BASE,
     student=STUDENT,
     pretrain=FitConfig(steps=900, batch_size=32, length=64, optim=MUON),
-    full=tuning(steps=80, learning_rate=1e-3),
-    lora=tuning(steps=80, learning_rate=5e-3),
-    bias_norm=tuning(steps=80, learning_rate=1e-2),
-    last_block=tuning(steps=80, learning_rate=2e-3),
-    distil=FitConfig(steps=700, batch_size=32, length=64, optim=MUON),
+    full=tuning(steps=60, learning_rate=3e-4),
+    lora=tuning(steps=60, learning_rate=3e-3),
+    bias_norm=tuning(steps=60, learning_rate=3e-3),
+    last_block=tuning(steps=60, learning_rate=1e-3),
+    distil=FitConfig(steps=600, batch_size=16, length=64, optim=dataclasses.replace(MUON, learning_rate=8e-3)),
 )
 main = "limbeck.experiments.lesson:run"
 

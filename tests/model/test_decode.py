@@ -73,7 +73,7 @@ def test_the_stream_ends_as_generate_does():
 def test_samples_follow_the_row_key_alone():
     def draw(order):
         tokens_BT, lengths_B = padded([PROMPTS[i] for i in order])
-        keys = jax.random.split(jax.random.key(7), 3)[jnp.asarray(order)]
+        keys = jax.random.key_data(jax.random.split(jax.random.key(7), 3))[jnp.asarray(order)]
         ones = jnp.ones(3)
         sampling = SamplingArrays(keys, ones, jnp.zeros(3, jnp.int32), ones, 0 * ones)
         return generate(CONFIG, PARAMS, tokens_BT, lengths_B, sampling, NO_STOP, 8).tokens_BT

@@ -142,7 +142,8 @@ def test_adamw_equals_optax_on_the_same_gradients():
         params = cast(Params, optax.apply_updates(params, updates))
     fitted = train(BASE, Selection())
     for path, leaf in params.items():
-        np.testing.assert_allclose(fitted.trainable[path], leaf, atol=1e-6, err_msg=path)
+        if path != "blocks/attn/k/bias":  # softmax does not see it: its gradient is rounding, which Adam makes big
+            np.testing.assert_allclose(fitted.trainable[path], leaf, atol=1e-6, err_msg=path)
 
 
 def test_only_kernels_and_embeddings_decay():
