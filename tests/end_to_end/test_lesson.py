@@ -22,7 +22,7 @@ CONFIG = LessonConfig(
     base=MODEL,
     student=dataclasses.replace(MODEL, width=8, depth=1, head_dim=4),
     pretrain=FEW, full=FEW, lora=FEW, bias_norm=FEW, last_block=FEW, distil=FEW,
-    documents=300, shots=2, lora_rank=2,
+    documents=300, shots=2, lora_rank=2, transfer_tokens=2_000,
 )
 LABELS = {"good": "positive", "bad": "negative", "خوب": "positive", "بد": "negative"}
 
