@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from limbeck.inference.engine import Engine
 from limbeck.inference.requests import GenerateRequest, Sampling
+from limbeck.model.progress import progress
 from limbeck.prompting.predict import predict
 from limbeck.tasks.task import Record, Task, fields
 
@@ -29,11 +30,16 @@ def write_transfer_set(task: Task, teacher: Engine, tokens: int, seed: int) -> l
     stop = tuple(dict.fromkeys(text for text in (after, "\n") if text))
     writer = Engine(teacher.config, teacher.params, teacher.tokenizer, _BATCH)
     count = max(1, tokens // sampling.max_new_tokens)
-    drafts = writer.generate([GenerateRequest(prompt, sampling, stop, sample) for sample in range(count)])
-    texts = sorted({draft.text.strip() for draft in drafts if draft.stopped} - {""})
+    texts: set[str] = set()
+    with progress("transfer set", count, "draft") as advance:
+        for start in range(0, count, 4 * _BATCH):
+            samples = range(start, min(start + 4 * _BATCH, count))
+            drafts = writer.generate([GenerateRequest(prompt, sampling, stop, sample) for sample in samples])
+            texts |= {draft.text.strip() for draft in drafts if draft.stopped} - {""}
+            advance(len(samples), note=f"{len(texts)} distinct")
     group = {task.group_field: ""} if task.group_field else {}
     records = [
-        {"id": f"written/{i}", **group, names[0]: text, task.answer_field: ""} for i, text in enumerate(texts)
+        {"id": f"written/{i}", **group, names[0]: text, task.answer_field: ""} for i, text in enumerate(sorted(texts))
     ]
     return answered(task, teacher, records)
 

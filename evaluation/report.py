@@ -209,4 +209,5 @@ def _render(name: str, data: dict[str, Any]) -> str:
         verdict=_verdict(data),
         samples=_samples(data),
         plots=_figures(data) if is_html else {},
+        pictured=any(row.get("accuracy") is not None and row.get("latency_ms_p50") for row in rows),
     )

@@ -28,7 +28,7 @@ class LessonConfig:
     distil_temperature: float = 1.0
     distil_hard_weight: float = 0.0
     distil_task_share: float = 0.75  # of a batch's rows; the others are foundation text
-    transfer_tokens: int = 200_000  # that the teacher writes as queries of its own
+    transfer_tokens: int = 120_000  # that the teacher writes as queries of its own
 
 
 def tuning(steps: int, learning_rate: float, batch_size: int = 16, length: int = 64) -> FitConfig:

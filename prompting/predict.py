@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from limbeck.inference.engine import Engine
 from limbeck.inference.requests import GenerateRequest, Generation, Sampling, ScoreRequest, Scores
 from limbeck.model.errors import UserError
+from limbeck.model.progress import progress
 from limbeck.model.tokenizer import Tokenizer
 from limbeck.prompting.demonstrations import choose
 from limbeck.tasks.task import Record, Task, fields
+
+_PORTION = 512  # records between two moves of the progress bar
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,15 @@ def fits(engine: Engine, request: GenerateRequest | ScoreRequest) -> bool:
 def predict(task: Task, engine: Engine, records: Sequence[Record], shots: int = 0, seed: int = 0) -> Predictions:
     """Answers every record after `shots` demonstrations from the training split, drawn anew for each record."""
     requests, dropped = make_requests(task, engine, records, shots, seed)
-    if task.options is None:
-        results = engine.generate([r for r in requests if isinstance(r, GenerateRequest)])
-    else:
-        results = engine.score([r for r in requests if isinstance(r, ScoreRequest)])
-    answers = tuple(read_answer(task, result) for result in results)
-    return Predictions(answers, tuple(len(request.prompt) for request in requests), dropped)
+    answers: list[str] = []
+    with progress(f"{task.name}, {shots} examples", len(records), "record") as advance:
+        for start in range(0, len(requests), _PORTION):
+            portion = requests[start : start + _PORTION]
+            results = (
+                engine.generate([r for r in portion if isinstance(r, GenerateRequest)])
+                if task.options is None
+                else engine.score([r for r in portion if isinstance(r, ScoreRequest)])
+            )
+            answers += [read_answer(task, result) for result in results]
+            advance(len(portion))
+    return Predictions(tuple(answers), tuple(len(request.prompt) for request in requests), dropped)

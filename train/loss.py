@@ -16,7 +16,7 @@ Batch = Mapping[str, Array]  # tokens_BT targets_BT weights_BT positions_BT segm
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
 
-_CHUNK_BYTES = 4 << 20  # of float32 logits at a time: fits a core's cache, and measured best on CPU
+_CHUNK_BYTES = 8 << 20  # of float32 logits at a time: on CPU 1 to 40 MiB differ by a tenth, 8 is among the best
 
 
 def chunk_rows(vocab_size: int, rows: int) -> int:

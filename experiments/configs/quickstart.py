@@ -41,8 +41,8 @@ MUON = OptimConfig("muon", learning_rate=4e-3, weight_decay=0.1, final=0.05)
 config = LessonConfig(
     base=BASE,
     student=STUDENT,
-    pretrain=FitConfig(steps=900, batch_size=32, length=64, optim=MUON),
-    full=tuning(steps=60, learning_rate=3e-4),
+    pretrain=FitConfig(steps=1100, batch_size=32, length=64, optim=MUON),
+    full=tuning(steps=60, learning_rate=5e-4),
     lora=tuning(steps=60, learning_rate=3e-3),
     bias_norm=tuning(steps=60, learning_rate=3e-3),
     last_block=tuning(steps=60, learning_rate=1e-3),

@@ -17,7 +17,7 @@ from limbeck.train.loop import fit
 from limbeck.train.select import moved
 
 TEACHER = ModelConfig(vocab_size=31, width=16, depth=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, max_len=16)
-STUDENT_CONFIG = dataclasses.replace(TEACHER, width=8, depth=1)
+STUDENT_CONFIG = dataclasses.replace(TEACHER, depth=1, mlp_dim=16)
 TEACHER_PARAMS = {path: 4 * leaf for path, leaf in init(TEACHER, jax.random.key(0)).items()}
 PARAMS = with_teacher(init(STUDENT_CONFIG, jax.random.key(1)), TEACHER_PARAMS)
 
@@ -49,13 +49,13 @@ def test_the_loss_is_the_divergence_of_the_two_models():
 
 
 def test_the_student_learns_and_the_teacher_stays_bitwise():
-    settings = FitConfig(60, 8, 8, OptimConfig(learning_rate=3e-2, weight_decay=0.1), log_every=60)
+    settings = FitConfig(150, 8, 8, OptimConfig(learning_rate=1e-2, weight_decay=0.1), log_every=150)
     fitted = fit(distillation_loss(STUDENT_CONFIG, TEACHER), PARAMS, batch_at, settings, selection=STUDENT)
     assert fitted.trainable.keys() == without_teacher(PARAMS).keys()
     assert all(path.startswith("teacher/") for path in fitted.frozen)
     assert not any(moved({f"teacher/{path}": leaf for path, leaf in TEACHER_PARAMS.items()}, fitted.frozen).values())
     before, after = divergence(without_teacher(PARAMS)), divergence(fitted.trainable)
-    assert after < 0.7 * before
+    assert after < 0.8 * before
 
 
 def test_the_teacher_has_no_gradient():

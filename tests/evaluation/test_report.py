@@ -72,7 +72,8 @@ def read(folder):
 def test_what_is_written_is_read_again(tmp_path, data):
     write_report(tmp_path, data)
     assert load_report(tmp_path) == data
-    assert sorted(os.listdir(tmp_path)) == sorted(FILES)
+    assert sorted(os.listdir(tmp_path)) == sorted([*FILES, "quality.svg"])
+    assert "(quality.svg)" in read(tmp_path)["report.md"]
     assert "گیلاس" in read(tmp_path)["report.json"]
 
 

@@ -132,18 +132,21 @@ def test_a_mask_that_fits_nothing_is_refused():
 
 
 def test_adamw_equals_optax_on_the_same_gradients():
-    """The step against optax used by hand, three steps."""
+    """The step against optax used by hand, three steps.
+
+    A large epsilon: with the usual one Adam blows up gradients that are nothing but rounding.
+    """
     loss_fn, batch_at = token_loss(CONFIG), stream()
-    optimizer = make_optimizer(OPTIM, 3)
+    optim = dataclasses.replace(OPTIM, eps=1e-2)
+    optimizer = make_optimizer(optim, 3)
     params, opt = BASE, optimizer.init(BASE)
     for step in range(3):
         gradients = jax.grad(lambda p, step=step: loss_fn(p, batch_at(step), jax.random.key(0))[0])(params)
         updates, opt = optimizer.update(gradients, opt, params)
         params = cast(Params, optax.apply_updates(params, updates))
-    fitted = train(BASE, Selection())
+    fitted = train(BASE, Selection(), optim)
     for path, leaf in params.items():
-        if path != "blocks/attn/k/bias":  # softmax does not see it: its gradient is rounding, which Adam makes big
-            np.testing.assert_allclose(fitted.trainable[path], leaf, atol=1e-6, err_msg=path)
+        np.testing.assert_allclose(fitted.trainable[path], leaf, atol=1e-6, err_msg=path)
 
 
 def test_only_kernels_and_embeddings_decay():
