@@ -17,7 +17,7 @@ import pkgutil
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def override(config: Any, argv: Sequence[str]) -> Any:
     for name in settings:
         if name not in hints:
             raise UserError(
-                f"unknown field --{name}{nearest(name, hints)}; the fields are {', '.join(hints)}"
+                f"unknown field --{name}{nearest(name, hints)}; the fields are {', '.join(_beside(name, hints))}"
             )
     words = [word for name, values in settings.items() for word in (f"--{name}", *values)]
     try:
@@ -155,6 +155,16 @@ def _hints(config: Any) -> dict[str, Any]:
         else:
             flat[field.name] = hints[field.name]
     return flat
+
+
+def _beside(name: str, fields: Iterable[str]) -> list[str]:
+    """The fields of the innermost group that `name` rightly names, a group among them once: not all two hundred."""
+    fields = list(fields)
+    group = name
+    while group and not any(field.startswith(f"{group}.") for field in fields):
+        group = group.rpartition(".")[0]
+    prefix = f"{group}." if group else ""
+    return list(dict.fromkeys(prefix + f[len(prefix) :].split(".")[0] for f in fields if f.startswith(prefix)))
 
 
 def _settings(argv: Sequence[str]) -> dict[str, list[str]]:

@@ -207,15 +207,14 @@ def _stream(
 ) -> Callable[[int], Batch]:
     """Batches of foundation text and of task examples, the training split and the `written`; their share is given."""
     of_task = round(task_share * settings.batch_size)
-    seed = lesson.config.seed
-    streams = []
-    if of_task < settings.batch_size:
-        rows = pack(chunked(lesson.foundation, settings.length), settings.length)
-        streams.append(batches(rows, settings.batch_size - of_task, seed))
+    of_text = settings.batch_size - of_task
+    seed, length, streams = lesson.config.seed, settings.length, []
     if of_task:
         examples = completions(lesson.task, [*lesson.task.splits["train"], *written], lesson.tokenizer)
-        rows = pack(examples, max(settings.length, max(len(example.ids) - 1 for example in examples)))
-        streams.append(batches(rows, of_task, seed))
+        length = max(length, max(len(example.ids) - 1 for example in examples))  # no answer is cut
+        streams.append(batches(pack(examples, length), of_task, seed))
+    if of_text:
+        streams.append(batches(pack(chunked(lesson.foundation, length), length), of_text, seed))
     return mixture(*streams)
 
 
@@ -250,9 +249,8 @@ def _train(
         final = without_teacher(join(merge(fitted.trainable, fitted.frozen)))
         save_pretrained(lesson.folder / "models" / name, model, final, lesson.tokenizer)
         shutil.rmtree(checkpoints, ignore_errors=True)
-        tokens = settings.batch_size * settings.length
-        student_frozen = without_teacher(frozen)
-        per_step = step_flops(model, trainable, student_frozen, tokens, settings.length / 2)
+        rows, length = stream(0)["tokens_BT"].shape
+        per_step = step_flops(model, trainable, without_teacher(frozen), rows * length, length / 2)
         by_leaf = moved(apply_selection(selection, params)[0], fitted.trainable)
         still = moved(without_teacher(frozen), without_teacher(fitted.frozen))
         return {

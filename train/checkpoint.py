@@ -3,6 +3,7 @@
 A bit that flips in stored array data is restored silently wrong by Orbax, hence the manifest.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -29,10 +30,16 @@ def save_state(folder: str | os.PathLike[str], state: State, notes: dict[str, An
     target, partial = folder / str(step), folder / f"{step}.partial"
     with disk_errors(target):
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
+        for leftover in folder.glob("*.partial*"):  # of this process or of one that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         shutil.rmtree(target, ignore_errors=True)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial, _as_tree(state))
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(partial, _as_tree(state))
+        except ValueError as error:  # tensorstore has words for what the disk refuses, and no errno
+            if os.strerror(errno.ENOSPC) in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
         write_atomic(partial / "notes.json", json.dumps(notes))
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         manifest = {str(path.relative_to(partial)): sha256_file(path) for path in files}

@@ -1,6 +1,9 @@
 """Every way of tuning moves what it selects and not one bit else; training resumes to the same parameters."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from typing import cast
 
 import jax
@@ -212,6 +215,25 @@ def test_a_flipped_bit_sends_the_run_back_to_the_checkpoint_before(tmp_path, cap
     assert "damaged" in capsys.readouterr().err
     (tmp_path / "4" / "manifest.json").unlink()
     assert restore_state(tmp_path, state_of(0)) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not sys.platform.startswith("linux"), reason="mounting a small disk needs root")
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        save_state(disk / "run", state_of(2), {})
+        big = state_of(4)._replace(trainable={"norm/scale": jax.random.normal(jax.random.key(0), (400_000,))})
+        with pytest.raises(UserError, match="the disk is full"):
+            save_state(disk / "run", big, {})
+        assert steps(disk / "run") == [2]
+        save_state(disk / "run", state_of(6), {})
+        state, _ = restore_state(disk / "run", state_of(0)) or pytest.fail("nothing restored")
+        assert int(state.step) == 6
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_loss_that_is_no_number_stops_the_run():
