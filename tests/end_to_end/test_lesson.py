@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from limbeck.experiments import lesson
+from limbeck.experiments import lesson, stages
 from limbeck.experiments.lesson_config import LessonConfig, tuning
 from limbeck.experiments.rundir import open_run
 from limbeck.model.config import ModelConfig
@@ -65,7 +65,7 @@ def test_every_stage_runs_and_a_resumed_run_ends_the_same(tmp_path, task, monkey
     class Killed(Exception):
         pass
 
-    fit, calls = lesson.fit, []
+    fit, calls = stages.fit, []
 
     def fit_until_killed(loss_fn, params, batch_at, *rest, name, **more):
         def until_killed(step):
@@ -76,7 +76,7 @@ def test_every_stage_runs_and_a_resumed_run_ends_the_same(tmp_path, task, monkey
 
         return fit(loss_fn, params, until_killed, *rest, name=name, **more)
 
-    monkeypatch.setattr(lesson, "fit", fit_until_killed)
+    monkeypatch.setattr(stages, "fit", fit_until_killed)
     with pytest.raises(Killed):
         run(tmp_path / "b", config)
     _, resumed = run(tmp_path / "b", config)

@@ -217,7 +217,7 @@ def test_a_flipped_bit_sends_the_run_back_to_the_checkpoint_before(tmp_path, cap
     assert restore_state(tmp_path, state_of(0)) is None
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not sys.platform.startswith("linux"), reason="mounting a small disk needs root")
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

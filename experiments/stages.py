@@ -1,0 +1,154 @@
+"""The stages of the lesson: what each has in common, and how one is trained or measured once.
+
+A stage leaves its result in the run's folder and is not computed again: `models/<name>` holds what training made,
+`stages/<name>.json` what was measured, `checkpoints/<name>` a training that is under way.
+"""
+
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from limbeck.distill.teacher import without_teacher
+from limbeck.evaluation.measure import measure
+from limbeck.experiments.lesson_config import LessonConfig
+from limbeck.experiments.rundir import MetricsLog
+from limbeck.inference.engine import Engine
+from limbeck.model.config import ModelConfig
+from limbeck.model.files import write_atomic
+from limbeck.model.flops import step_flops
+from limbeck.model.params import Params, count, digest, join, merge
+from limbeck.model.pretrained import load_pretrained, save_pretrained
+from limbeck.model.tokenizer import Tokenizer, load_tokenizer, train_bpe
+from limbeck.tasks.sources import load_task
+from limbeck.tasks.task import Record, Task
+from limbeck.tasks.world import corpus
+from limbeck.train.config import FitConfig
+from limbeck.train.data import Example, batches, chunked, completions, documents, mixture, pack
+from limbeck.train.loop import fit
+from limbeck.train.loss import Batch, LossFn, token_loss
+from limbeck.train.optim import make_optimizer, optimizer_bytes
+from limbeck.train.select import Selection, apply_selection, describe, moved
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What every stage needs."""
+
+    config: LessonConfig
+    folder: Path
+    task: Task
+    tokenizer: Tokenizer
+    foundation: list[Example]  # the foundation's text
+    log: Callable[[dict], None]
+
+    def stage(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The stage's result, from its file if an earlier run got that far."""
+        path = self.folder / "stages" / f"{name}.json"
+        if not path.exists():
+            start = time.perf_counter()
+            result = compute()
+            path.parent.mkdir(exist_ok=True)
+            record = {"seconds": time.perf_counter() - start, "result": result}
+            write_atomic(path, json.dumps(record, ensure_ascii=False, indent=1))
+        return json.loads(path.read_text(encoding="utf-8"))["result"]
+
+    def engine(self, name: str) -> Engine:
+        """The trained model of that name, ready to answer."""
+        model = load_pretrained(self.folder / "models" / name)
+        return Engine(model.config, model.params, self.tokenizer)
+
+
+def prepare(config: LessonConfig, rundir: Path) -> Lesson:
+    """The task, the foundation's text and a tokenizer learned from it."""
+    task = load_task(config.task)
+    texts = list(corpus(config.seed, config.documents))
+    if task.name != "world":
+        # A foundation has read text like the user's, but none of the answers.
+        texts += [task.query(record) for record in task.splits["train"]]
+    path = rundir / "tokenizer.json"
+    if not path.exists():
+        train_bpe(texts, config.base.vocab_size, line_prefix=True).save(path)
+    tokenizer = load_tokenizer(path)
+    return Lesson(config, rundir, task, tokenizer, documents(texts, tokenizer), MetricsLog(rundir).append)
+
+
+def stream_of(
+    lesson: Lesson, settings: FitConfig, task_share: float, written: Sequence[Record] = ()
+) -> Callable[[int], Batch]:
+    """Batches of foundation text and of task examples, the training split and the `written`; their share is given."""
+    of_task = round(task_share * settings.batch_size)
+    of_text = settings.batch_size - of_task
+    seed, length, streams = lesson.config.seed, settings.length, []
+    if of_task:
+        examples = completions(lesson.task, [*lesson.task.splits["train"], *written], lesson.tokenizer)
+        length = max(length, max(len(example.ids) - 1 for example in examples))  # no answer is cut
+        streams.append(batches(pack(examples, length), of_task, seed))
+    if of_text:
+        streams.append(batches(pack(chunked(lesson.foundation, length), length), of_text, seed))
+    return mixture(*streams)
+
+
+def train(
+    lesson: Lesson,
+    name: str,
+    model: ModelConfig,
+    start_from: Callable[[], Params],
+    settings: FitConfig,
+    stream: Callable[[int], Batch],
+    selection: Selection = Selection(),
+    loss_fn: LossFn | None = None,
+) -> dict[str, Any]:
+    """Trains and saves `models/<name>`; returns what the training cost and what it moved."""
+
+    def compute() -> dict[str, Any]:
+        params = start_from()
+        trainable, frozen = apply_selection(selection, params)
+        print(f"{name}: {describe(trainable, frozen)}", file=sys.stderr)
+        checkpoints = lesson.folder / "checkpoints" / name
+        fitted = fit(
+            loss_fn or token_loss(model),
+            params,
+            stream,
+            settings,
+            selection=selection,
+            seed=lesson.config.seed,
+            name=name,
+            checkpoints=checkpoints,
+            log=lesson.log,
+        )
+        final = without_teacher(join(merge(fitted.trainable, fitted.frozen)))
+        save_pretrained(lesson.folder / "models" / name, model, final, lesson.tokenizer)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        rows, length = stream(0)["tokens_BT"].shape
+        per_step = step_flops(model, trainable, without_teacher(frozen), rows * length, length / 2)
+        by_leaf = moved(apply_selection(selection, params)[0], fitted.trainable)
+        still = moved(without_teacher(frozen), without_teacher(fitted.frozen))
+        return {
+            "digest": digest(final),
+            "params_trainable": count(trainable),
+            "train_seconds": fitted.seconds,
+            "optimizer_bytes": optimizer_bytes(make_optimizer(settings.optim, settings.steps), trainable),
+            "flops_per_step": per_step,
+            "train_flops": per_step * settings.steps,
+            "leaves_moved": sorted(path for path, changed in by_leaf.items() if changed),
+            "leaves_unmoved": sorted(path for path, changed in by_leaf.items() if not changed),
+            "frozen_moved": sorted(path for path, changed in still.items() if changed),
+            "frozen_leaves": len(still),
+            "curve": fitted.curve,
+        }
+
+    return lesson.stage(f"train_{name}", compute)
+
+
+def measured(lesson: Lesson, name: str, engine: Engine, shots: int) -> dict[str, Any]:
+    def compute() -> dict[str, Any]:
+        test = lesson.task.splits["test"]
+        row, predictions = measure(lesson.task, engine, test, shots, lesson.config.seed)
+        return {"row": row, "answers": list(predictions.answers)}
+
+    return lesson.stage(name, compute)
