@@ -18,7 +18,7 @@ lint: .venv/installed-dev
 	.venv/bin/python -m pyright --pythonpath .venv/bin/python
 	.venv/bin/lint-imports --no-logo
 
-bench: .venv/installed-bench
+bench: .venv/installed-dev
 	.venv/bin/python -m pytest -m bench
 
 clean:
@@ -37,8 +37,4 @@ clean:
 
 .venv/installed-dev: setup.cfg pyproject.toml | .venv/bin/pip
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
-	touch .venv/installed $@
-
-.venv/installed-bench: setup.cfg pyproject.toml | .venv/bin/pip
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,bench]'
 	touch .venv/installed $@
