@@ -23,7 +23,7 @@ from limbeck.train.data import Example, batches, pack
 from limbeck.train.loop import fit
 from limbeck.train.loss import token_loss
 from limbeck.train.optim import make_optimizer, optimizer_bytes, schedule
-from limbeck.train.select import Selection, apply_selection, bias_norm, last_blocks, lora_only, masked, moved
+from limbeck.train.select import Selection, apply_selection, bias_norm, last_blocks, lora_only, moved
 from limbeck.train.step import init_state, make_step
 
 CONFIG = ModelConfig(
@@ -167,10 +167,6 @@ def test_schedules(kind, expected):
     config = OptimConfig(learning_rate=1.0, schedule=kind, warmup=0.2, final=0.2)
     rate = schedule(config, 10)
     np.testing.assert_allclose([jnp.asarray(rate(step)) for step in (0, 1, 6, 10)], expected, atol=1e-6)
-
-
-def test_masked_needs_no_mask():
-    assert masked(optax.sgd(1.0), {}) is not None
 
 
 class Killed(Exception):
