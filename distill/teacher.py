@@ -71,7 +71,7 @@ def distillation_loss(
             objective,
             flat_hidden(student, params),
             head_kernel(params),
-            jax.lax.stop_gradient(flat_hidden(teacher, teacher_params)),
+            flat_hidden(teacher, teacher_params),
             head_kernel(teacher_params),
             weights_N,
             arrays["targets_BT"].reshape(-1),
