@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from limbeck.inference.key import prediction_key
 from limbeck.inference.requests import GenerateRequest, Generation, ScoreRequest, Scores
 from limbeck.model.config import ModelConfig
 from limbeck.model.decode import SamplingArrays, check_room, generate
@@ -47,10 +46,6 @@ class Engine:
     def tokenizer_digest(self) -> str:
         """Hex SHA-256 of the tokenizer."""
         return self.tokenizer.digest
-
-    def key(self, request: GenerateRequest | ScoreRequest) -> str:
-        """The prediction's key: what the answer depends on, and nothing else."""
-        return prediction_key(request, weights=self.weights_digest, tokenizer=self.tokenizer_digest, dtype=self.dtype)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """A continuation for each request, in their order; its text ends before the first stop string.
