@@ -26,7 +26,7 @@ def write_transfer_set(task: Task, teacher: Engine, tokens: int, seed: int) -> l
     longest = max(len(encode(record[names[0]])) for record in task.splits["train"])
     room = teacher.config.max_len // 2
     sampling = Sampling(min(longest + 1, room), temperature=1.0, seed=seed)
-    prompt = (teacher.tokenizer.bos_id, *encode(before))
+    prompt = tuple(teacher.tokenizer.prompt(before))
     stop = tuple(dict.fromkeys(text for text in (after, "\n") if text))
     writer = Engine(teacher.config, teacher.params, teacher.tokenizer, _BATCH)
     count = max(1, tokens // sampling.max_new_tokens)

@@ -14,6 +14,8 @@ examples:
   limbeck run quickstart --seed 1 --workdir /tmp/a    any field of the experiment is set by its name
   limbeck report runs/quickstart                      the table of a finished run, and where its page is
   limbeck generate MODEL 'plum: drupe, lemon:'        continue a text
+  limbeck describe MODEL                              its parameters, their shapes and bytes
+  limbeck convert model.bin FOLDER                    as a folder that other programs load
   limbeck predict --model MODEL --task spam.jsonl --store spam.db
   limbeck lookup spam.db 'win a free phone'           an answer from before, without a model
 
@@ -41,7 +43,20 @@ _GENERATE_EXAMPLES = """\
 examples:
   limbeck generate MODEL 'plum: drupe, lemon:' --stop ,
   limbeck generate MODEL 'Once upon a time' --max-new-tokens 100 --temperature 0.8 --top-p 0.95 --seed 1
+  limbeck generate MODEL 'What is a hesperidium?' --chat
+
+MODEL is a Hugging Face folder, one that Limbeck wrote, or a llama2.c .bin file. The text appears as it is written.
 """
+
+_CONVERT_EXAMPLES = """\
+examples:
+  limbeck convert stories260K.bin stories260k         llama2.c's format as a Llama folder
+  limbeck convert llama-8b llama-8b-bf16 --dtype bfloat16
+
+The folder has the names and the config of the family that the model came from, or of the first that can say what it is.
+"""
+
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,6 +149,8 @@ def build_parser() -> argparse.ArgumentParser:
     generate = _command(commands, "generate", "continue a text", _GENERATE_EXAMPLES)
     generate.add_argument("model", metavar="MODEL", help="folder or file of a model")
     generate.add_argument("prompt", metavar="PROMPT")
+    generate.add_argument("--chat", action="store_true", help="PROMPT is a user's message; the model's turn is printed")
+    generate.add_argument("--dtype", choices=_DTYPES, help="cast weights and activations (default: as stored)")
     generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: 64)")
     generate.add_argument(
         "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)"
@@ -151,6 +168,14 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
     )
+
+    describe = _command(commands, "describe", "print the parameters of a model: names, shapes, types, bytes")
+    describe.add_argument("model", metavar="MODEL", help="folder or file of a model")
+
+    convert = _command(commands, "convert", "write a model as a folder that other programs load", _CONVERT_EXAMPLES)
+    convert.add_argument("source", metavar="SRC", help="folder or file of a model")
+    convert.add_argument("target", metavar="DST", help="a folder that is not there yet")
+    convert.add_argument("--dtype", choices=_DTYPES, help="cast the weights (default: as stored)")
     return parser
 
 

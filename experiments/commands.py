@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,25 +90,71 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def generate(args: argparse.Namespace) -> int:
-    """Prints the continuation of a prompt."""
+    """Prints the continuation of a prompt, or the answer to a message, as it is written."""
     from limbeck.inference.requests import GenerateRequest, Sampling
+    from limbeck.model.tokenizer.chat import render
 
-    engine = _engine(args.model, batch_size=1)
+    engine = _engine(args.model, batch_size=1, dtype=args.dtype)
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.min_p, args.seed)
-    prompt = (engine.tokenizer.bos_id, *engine.tokenizer.encode(args.prompt))
-    [generation] = engine.generate([GenerateRequest(prompt, sampling, tuple(args.stop))])
-    print(generation.text)
+    messages = [{"role": "user", "content": args.prompt}]
+    prompt = render(engine.tokenizer, messages) if args.chat else engine.tokenizer.prompt(args.prompt)
+    for text in engine.stream(GenerateRequest(tuple(prompt), sampling, tuple(args.stop))):
+        print(text, end="", flush=True)
+    print()
     return 0
 
 
-def _engine(path: str, batch_size: int) -> "Engine":
+def convert(args: argparse.Namespace) -> int:
+    """Writes a model as a folder that other programs load, and says in whose names."""
+    from limbeck.model.pretrained import describe, load_pretrained, save_pretrained
+
+    target = Path(args.target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is there already: name a new folder")
+    model = load_pretrained(args.source, dtype=args.dtype)
+    save_pretrained(target, model.config, model.params, model.tokenizer)
+    family = describe(target)[0].family
+    print(f"{target}: {family or 'in our own names, which other programs do not load'}")
+    return 0
+
+
+def describe(args: argparse.Namespace) -> int:
+    """Prints every parameter of a model and what they come to; only the headers of its files are read."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from limbeck.evaluation.quantities import quantity
+    from limbeck.model.pretrained import describe as describe_model
+
+    config, leaves = describe_model(args.model)
+    table = Table(title=f"{args.model}: {config.family or 'limbeck'}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("parameter", no_wrap=True)
+    table.add_column("shape", justify="right", no_wrap=True)
+    table.add_column("type", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("stored as", overflow="fold")
+    for leaf in leaves:
+        shape = " x ".join(map(str, leaf.shape))
+        table.add_row(leaf.path, shape, leaf.dtype, quantity(leaf.nbytes, "B"), leaf.stored_as)
+    total = sum(math.prod(leaf.shape) for leaf in leaves)
+    table.add_section()
+    table.add_row("total", quantity(total), "", quantity(sum(leaf.nbytes for leaf in leaves), "B"))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # so that every row is one line for the next program
+    console.print(table)
+    return 0
+
+
+def _engine(path: str, batch_size: int, dtype: str | None = None) -> "Engine":
     from limbeck.inference.engine import Engine
     from limbeck.model.pretrained import load_pretrained
 
-    model = load_pretrained(path)
+    model = load_pretrained(path, dtype=dtype)
     if model.tokenizer is None:
         raise UserError(f"{path} has no tokenizer; put its tokenizer.json beside it")
-    return Engine(model.config, model.params, model.tokenizer, batch_size)
+    return Engine(model.config, model.params, model.tokenizer, batch_size, model.digest)
 
 
 def _answer(payload: dict[str, Any], options: list[str] | None) -> str:

@@ -106,7 +106,7 @@ def _distribution(
     encode = engine.tokenizer.encode
     prompt = task.prompt({"id": name, "relation": "", "input": name, "output": ""}, shown)
     options = tuple(tuple(encode(f" {value}{task.template.separator}")) for value in readings)
-    [scores] = engine.score([ScoreRequest((engine.tokenizer.bos_id, *encode(prompt)), options)])
+    [scores] = engine.score([ScoreRequest(tuple(engine.tokenizer.prompt(prompt)), options)])
     shares = [math.exp(logprob) for logprob in scores.logprobs]
     ranked = sorted(zip(readings, shares, strict=True), key=lambda pair: -pair[1])
     return [[value, share] for value, share in ranked] + [["other", max(0.0, 1.0 - sum(shares))]]

@@ -15,13 +15,14 @@ import numpy as np
 
 from limbeck.inference.requests import GenerateRequest, Generation, ScoreRequest, Scores
 from limbeck.model.config import ModelConfig
-from limbeck.model.decode import SamplingArrays, check_room, generate
+from limbeck.model.decode import SamplingArrays, check_room, generate, stream
 from limbeck.model.errors import UserError
 from limbeck.model.params import Params, digest
 from limbeck.model.tokenizer import Tokenizer
 from limbeck.model.transformer import hidden, logits
 
 _SMALLEST_BUCKET = 16
+_STREAMED = 4  # tokens between two pieces of a stream
 
 Shape = TypeVar("Shape", bound=Hashable)
 
@@ -29,7 +30,16 @@ Shape = TypeVar("Shape", bound=Hashable)
 class Engine:
     """Batched generation and scoring with one model."""
 
-    def __init__(self, config: ModelConfig, params: Params, tokenizer: Tokenizer, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params,
+        tokenizer: Tokenizer,
+        batch_size: int = 64,
+        weights_digest: str | None = None,
+    ) -> None:
+        """`weights_digest` is that of the parameters where it is known (`Pretrained.digest`)."""
+        self._known_digest = weights_digest
         self.config = config
         self.params = params
         self.tokenizer = tokenizer
@@ -50,7 +60,7 @@ class Engine:
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """A continuation for each request, in their order; its text ends before the first stop string.
 
-        EOS always stops. Raises UserError for a prompt that leaves no room for the answer.
+        The tokenizer's own stop tokens always end it. Raises UserError for a prompt that leaves no room for the answer.
         """
         answers: dict[int, Generation] = {}
         for request in requests:
@@ -76,6 +86,32 @@ class Engine:
                     stop, out.tokens_BT[row, :length].tolist(), out.logprobs_BT[row, :length]
                 )
         return [answers[i] for i in range(len(requests))]
+
+    def stream(self, request: GenerateRequest) -> Iterator[str]:
+        """The text of `generate`, in pieces as it is written: a piece is never taken back.
+
+        What may yet become a stop string or a character is held until it is clear.
+        """
+        check_room(self.config, len(request.prompt), request.sampling.max_new_tokens)
+        alone = Engine(self.config, self.params, self.tokenizer, batch_size=1)
+        tokens_BT, lengths_B = map(jnp.asarray, alone._pad([request.prompt], self._bucket(len(request.prompt))))
+        stop_V, new_tokens = self._stop_tokens(request.stop), request.sampling.max_new_tokens
+        settings = alone._sampling([request])
+        shown, text = "", ""
+        for out in stream(self.config, self.params, tokens_BT, lengths_B, settings, stop_V, new_tokens, _STREAMED):
+            ids = out.tokens_BT[0, : out.length_B[0]].tolist()
+            generation = self._generation(request.stop, ids, np.asarray(out.logprobs_BT[0, : len(ids)]))
+            text = generation.text
+            if generation.stopped:
+                break
+            clear = text.rstrip("\ufffd")
+            held = max((n for stop in request.stop for n in range(len(stop)) if clear.endswith(stop[:n])), default=0)
+            clear = clear[: len(clear) - held]
+            if len(clear) > len(shown):
+                yield clear[len(shown) :]
+                shown = clear
+        if text != shown:
+            yield text[len(shown) :]
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
         """The log-likelihood of each option after its prompt, in the order of the requests.
@@ -140,17 +176,20 @@ class Engine:
 
     @cached_property
     def _weights_digest(self) -> str:
-        return digest(self.params)
+        return self._known_digest or digest(self.params)
 
     @cached_property
     def _token_texts(self) -> list[str]:
         return [self.tokenizer.decode([i]) for i in range(self.tokenizer.vocab_size)]
 
     def _stop_tokens(self, stop: tuple[str, ...]) -> jax.Array:
-        """stop_V: EOS, and every token whose text holds a stop string (a stop across tokens is found in the text)."""
+        """stop_V: the tokenizer's own, and every token whose text holds a stop string.
+
+        A stop string across tokens is found in the text.
+        """
         if stop not in self._stops:
             stop_V = np.zeros(self.config.vocab_size, bool)
-            stop_V[self.tokenizer.eos_id] = True
+            stop_V[list(self.tokenizer.stop_ids)] = True
             if stop:
                 for i, text in enumerate(self._token_texts):
                     stop_V[i] |= any(string in text for string in stop)
@@ -159,7 +198,7 @@ class Engine:
 
     def _generation(self, stop: Sequence[str], ids: list[int], logprobs: np.ndarray) -> Generation:
         """Cut before the first stop string; what was written after it does not count."""
-        stopped = bool(ids) and ids[-1] == self.tokenizer.eos_id
+        stopped = bool(ids) and ids[-1] in self.tokenizer.stop_ids
         text = self.tokenizer.decode(ids)
         found = [at for at in (text.find(string) for string in stop) if at >= 0]
         if found:

@@ -129,7 +129,7 @@ def check_room(config: ModelConfig, prompt: int, max_new_tokens: int) -> None:
 
 def _start(config, params, tokens_BT, lengths_B, max_new_tokens) -> _Decoding:
     batch, length = tokens_BT.shape
-    cache = empty_cache(config, batch, length + max_new_tokens)
+    cache = empty_cache(config, batch, length + max_new_tokens)._replace(total_B=lengths_B + max_new_tokens)
     logits_BV, cache = prefill(config, params, tokens_BT, lengths_B, cache)
     out = Generated(
         jnp.zeros((batch, max_new_tokens), jnp.int32),

@@ -17,6 +17,7 @@ _REMEDY = {
     errno.EPERM: "no permission to write there; choose another folder or change its permissions",
     errno.EROFS: "that file system is read-only; choose another folder",
     errno.ENOTDIR: "a part of that path is a file; choose another folder",
+    errno.EEXIST: "that is a file; choose another folder",
     errno.EISDIR: "that is a folder; name a file",
 }
 

@@ -1,12 +1,14 @@
 """The parts of a block: the one dense layer, norms, rotary positions, the MLP. `x_BTD` and friends: see `config.py`."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from limbeck.model.config import ModelConfig
+from limbeck.model.rope import Rope, frequencies
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -45,31 +47,49 @@ class Linear(nn.Module):
 class Norm(nn.Module):
     """RMS norm (Zhang & Sennrich 2019, arXiv 1910.07467) or layer norm over the last axis, in float32."""
 
-    kind: str
-    eps: float
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
         dim = x.shape[-1]
         y = x.astype(jnp.float32)
-        if self.kind == "layer":
+        if c.norm == "layer":
             y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
-        y = y * self.param("scale", nn.initializers.ones, (dim,)).astype(jnp.float32)
-        if self.kind == "layer":
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + c.norm_eps)
+        initial = nn.initializers.zeros if c.norm_plus_one else nn.initializers.ones
+        scale = self.param("scale", initial, (dim,)).astype(jnp.float32)
+        y = y * (1 + scale if c.norm_plus_one else scale)
+        if c.norm == "layer":
             y = y + self.param("bias", nn.initializers.zeros, (dim,)).astype(jnp.float32)
         return y.astype(x.dtype)
 
 
-def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
-    """Rotary positions (Su et al. 2021, arXiv 2104.09864) over the pairs (i, i + H/2), angles in float32."""
-    half = x_BTNH.shape[-1] // 2
-    frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BT1H = (positions_BT[:, :, None].astype(jnp.float32) * frequency_H)[:, :, None, :]
-    cos, sin = jnp.cos(angle_BT1H), jnp.sin(angle_BT1H)
-    first, second = x_BTNH[..., :half].astype(jnp.float32), x_BTNH[..., half:].astype(jnp.float32)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
-    return turned.astype(x_BTNH.dtype)
+class Turn(NamedTuple):
+    """Cosine and sine of every position's angles; `R` is the number of pairs of a head that turn."""
+
+    cos_BTR: jax.Array
+    sin_BTR: jax.Array
+
+
+def turn(rope: Rope, head_dim: int, positions_BT: jax.Array, total_B: jax.Array) -> Turn:
+    """The angles of every position; `total_B` is how long each row is or may become, by which longrope chooses."""
+    frequency_BR = jnp.asarray(frequencies(rope, head_dim))[None]
+    if rope.scaling == "longrope":
+        long_BR = jnp.asarray(frequencies(rope, head_dim, long=True))[None]
+        frequency_BR = jnp.where(total_B[:, None] > rope.original_max_len, long_BR, frequency_BR)
+    angle_BTR = positions_BT[:, :, None].astype(jnp.float32) * frequency_BR[:, None, :]
+    return Turn(jnp.cos(angle_BTR) * rope.attention_factor, jnp.sin(angle_BTR) * rope.attention_factor)
+
+
+def rotate(x_BTNH: jax.Array, turn: Turn) -> jax.Array:
+    """Turns the first 2R dimensions of every head, in float32; the others stay."""
+    half = turn.cos_BTR.shape[-1]
+    cos, sin = turn.cos_BTR[:, :, None], turn.sin_BTR[:, :, None]
+    first, second, rest = x_BTNH[..., :half], x_BTNH[..., half : 2 * half], x_BTNH[..., 2 * half :]
+    first, second = first.astype(jnp.float32), second.astype(jnp.float32)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x_BTNH.dtype)
+    return jnp.concatenate([turned, rest], -1) if rest.shape[-1] else turned
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:

@@ -12,19 +12,24 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from limbeck.model.attention import Attention, LayerCache
+from limbeck.model.attention import Attention, LayerCache, Place
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
-from limbeck.model.layers import Mlp, Norm, softcap
+from limbeck.model.layers import Mlp, Norm, Turn, softcap, turn
 from limbeck.model.params import Params, runs
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers, a slot per position; `length_B` is how many slots of a row are in use."""
+    """Keys and values of all layers, a slot per position.
+
+    `length_B` is how many slots of a row are in use, `total_B` how many may come to be: some rotary positions depend
+    on how long the text will be (longrope), and what is in the cache cannot be turned again.
+    """
 
     k_LBSKH: jax.Array
     v_LBSKH: jax.Array
     length_B: jax.Array
+    total_B: jax.Array
 
 
 class Output(NamedTuple):
@@ -36,25 +41,24 @@ class Output(NamedTuple):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block."""
+    """One transformer block: attention and MLP, each normed before it, on what it adds to the stream, or both."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(
-        self,
-        x_BTD: jax.Array,
-        positions_BT: jax.Array,
-        segments_BT: jax.Array | None,
-        window: jax.Array,
-        cache: LayerCache | None,
+        self, x_BTD: jax.Array, place: Place, cache: LayerCache | None
     ) -> tuple[jax.Array, LayerCache | None]:
         c = self.config
-        normed_BTD = Norm(c.norm, c.norm_eps, name="attn_norm")(x_BTD)
-        update_BTD, cache = Attention(c, name="attn")(normed_BTD, positions_BT, segments_BT, window, cache)
-        x_BTD = x_BTD + update_BTD
-        x_BTD = x_BTD + Mlp(c, name="mlp")(Norm(c.norm, c.norm_eps, name="mlp_norm")(x_BTD))
-        return x_BTD, cache
+
+        def norm(x_BTD: jax.Array, name: str, here: bool) -> jax.Array:
+            return Norm(c, name=name)(x_BTD) if here else x_BTD
+
+        before, after = c.norm_placement != "post", c.norm_placement != "pre"
+        update_BTD, cache = Attention(c, name="attn")(norm(x_BTD, "attn_norm", before), place, cache)
+        middle_BTD = x_BTD + norm(update_BTD, "attn_post_norm", after)
+        update_BTD = Mlp(c, name="mlp")(norm(x_BTD if c.parallel_residual else middle_BTD, "mlp_norm", before))
+        return middle_BTD + norm(update_BTD, "mlp_post_norm", after), cache
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
@@ -65,22 +69,26 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
 def _init(config: ModelConfig, key: jax.Array) -> Params:
     c = config
     x_BTD = jnp.zeros((1, 1, c.width))
-    positions_BT = jnp.zeros((1, 1), jnp.int32)
+    place = Place(jnp.zeros((1, 1), jnp.int32), None, jnp.int32(c.max_len), None)
 
     def block(layer: jax.Array) -> Any:
         layer_key = jax.random.fold_in(jax.random.fold_in(key, 0), layer)
-        return Block(c).init(layer_key, x_BTD, positions_BT, None, jnp.int32(c.max_len), None)["params"]
+        return Block(c).init(layer_key, x_BTD, place, None)["params"]
 
     flat = cast(Params, flatten_dict(jax.vmap(block)(jnp.arange(c.depth)), sep="/"))
     params = {f"blocks/{path}": leaf for path, leaf in flat.items()}
     params["embed/embedding"] = 0.02 * jax.random.normal(jax.random.fold_in(key, 1), (c.vocab_size, c.width))
     if c.positions == "learned":
         params["positions/embedding"] = 0.02 * jax.random.normal(jax.random.fold_in(key, 2), (c.max_len, c.width))
-    if not c.tied_embedding:
+    if c.labels:
+        params["score/kernel"] = c.width**-0.5 * jax.random.normal(
+            jax.random.fold_in(key, 4), (c.width, len(c.labels))
+        )
+    elif not c.tied_embedding:
         params["head/kernel"] = c.width**-0.5 * jax.random.normal(
             jax.random.fold_in(key, 3), (c.width, c.vocab_size)
         )
-    norm = cast(Params, Norm(c.norm, c.norm_eps).init(key, x_BTD)["params"])
+    norm = cast(Params, Norm(c).init(key, x_BTD)["params"])
     params |= {f"norm/{path}": leaf for path, leaf in norm.items()}
     return params
 
@@ -100,7 +108,7 @@ def empty_cache(config: ModelConfig, batch: int, slots: int) -> Cache:
     """A cache of `slots` positions for each of `batch` rows."""
     shape = (config.depth, batch, slots, config.num_kv_heads, config.head_dim)
     zeros = jnp.zeros(shape, config.dtype)
-    return Cache(zeros, jnp.zeros_like(zeros), jnp.zeros(batch, jnp.int32))
+    return Cache(zeros, jnp.zeros_like(zeros), jnp.zeros(batch, jnp.int32), jnp.full(batch, slots, jnp.int32))
 
 
 def hidden(
@@ -128,12 +136,16 @@ def hidden(
     if c.positions == "learned":
         x_BTD = x_BTD + params["positions/embedding"].astype(c.dtype)[positions_BT]
 
+    total_B = positions_BT.max(1) + 1 if cache is None else cache.total_B
+    turns, turn_of_layer_L = _turns(c, positions_BT, total_B)
+
     def block(carry, layer):
         x_BTD, k_LBSKH, v_LBSKH = carry
-        leaves, window, index = layer
+        leaves, window, which, index = layer
         layer_cache = None if k_LBSKH is None else LayerCache(k_LBSKH, v_LBSKH, index)
-        variables = {"params": unflatten_dict(leaves, sep="/")}
-        out = Block(c).apply(variables, x_BTD, positions_BT, segments_BT, window, layer_cache)
+        here = jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x[which], turns)
+        place = Place(positions_BT, segments_BT, window, here)
+        out = Block(c).apply({"params": unflatten_dict(leaves, sep="/")}, x_BTD, place, layer_cache)
         x_BTD, layer_cache = cast(tuple[jax.Array, LayerCache | None], out)
         return (x_BTD, *(layer_cache[:2] if layer_cache else (None, None))), None
 
@@ -145,21 +157,38 @@ def hidden(
     carry = (x_BTD, None, None) if cache is None else (x_BTD, cache.k_LBSKH, cache.v_LBSKH)
     stop = 0
     for run in runs(params):
-        layers = (run.leaves, windows_L[run.start : run.stop], jnp.arange(run.start, run.stop))
+        span = slice(run.start, run.stop)
+        layers = (run.leaves, windows_L[span], turn_of_layer_L[span], jnp.arange(run.start, run.stop))
         carry, _ = jax.lax.scan(block, carry, layers, unroll=1 if c.scan else run.stop - run.start)
         stop = run.stop
     if stop != c.depth:
         raise UserError(f"the parameters hold {stop} layers, the config says depth={c.depth}: use their own config")
     norm = {path.removeprefix("norm/"): leaf for path, leaf in params.items() if path.startswith("norm/")}
-    hidden_BTD = cast(jax.Array, Norm(c.norm, c.norm_eps).apply({"params": norm}, carry[0]))
+    hidden_BTD = cast(jax.Array, Norm(c).apply({"params": norm}, carry[0]))
     if cache is not None:
         k_LBSKH, v_LBSKH = cast(tuple[jax.Array, jax.Array], carry[1:])
-        cache = Cache(k_LBSKH, v_LBSKH, jnp.maximum(cache.length_B, positions_BT[:, -1] + 1))
+        length_B = jnp.maximum(cache.length_B, positions_BT[:, -1] + 1)
+        cache = Cache(k_LBSKH, v_LBSKH, length_B, cache.total_B)
     return hidden_BTD, cache
 
 
+def _turns(config: ModelConfig, positions_BT: jax.Array, total_B: jax.Array) -> tuple[Turn | None, jax.Array]:
+    """(the distinct rotations of the layers, stacked, and which of them each layer has), worked out once for all."""
+    of_layer = config.layer_ropes()
+    distinct = list(dict.fromkeys(of_layer))
+    which_L = jnp.asarray([distinct.index(rope) for rope in of_layer], jnp.int32)
+    if distinct == [None]:
+        return None, which_L
+    turns = [None if rope is None else turn(rope, config.head_dim, positions_BT, total_B) for rope in distinct]
+    some = next(each for each in turns if each is not None)
+    still = Turn(jnp.ones_like(some.cos_BTR), jnp.zeros_like(some.sin_BTR))
+    return jax.tree.map(lambda *x: jnp.stack(x), *(each or still for each in turns)), which_L
+
+
 def logits(config: ModelConfig, params: Mapping[str, jax.Array], hidden: jax.Array) -> jax.Array:
-    """The head: hidden [..., D] to float32 logits [..., V]."""
+    """The vocabulary's head: hidden [..., D] to float32 logits [..., V]. Raises UserError for a classifier."""
+    if config.labels:
+        raise UserError(f"the model's head gives {', '.join(config.labels)}, not the next token: use `classify`")
     flat = hidden.reshape(-1, hidden.shape[-1])
     out = jnp.dot(flat, head_kernel(params).astype(hidden.dtype), preferred_element_type=jnp.float32)
     return softcap(out, config.logit_softcap).reshape(*hidden.shape[:-1], -1)
@@ -179,3 +208,15 @@ def apply(
         config, params, tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT, cache=cache
     )
     return Output(logits(config, params, hidden_BTD), hidden_BTD, cache)
+
+
+def classify(
+    config: ModelConfig, params: Mapping[str, jax.Array], tokens_BT: jax.Array, lengths_B: jax.Array
+) -> jax.Array:
+    """score_BC of right-padded texts, read off each one's last token: a logit for each of `config.labels`, or the
+    value of a regression. Raises UserError for a model without such a head."""
+    if not config.labels:
+        raise UserError("the model has no head for classification or regression: its config names no labels")
+    hidden_BTD, _ = hidden(config, params, tokens_BT)
+    last_BD = hidden_BTD[jnp.arange(tokens_BT.shape[0]), lengths_B - 1]
+    return jnp.dot(last_BD, params["score/kernel"].astype(last_BD.dtype), preferred_element_type=jnp.float32)

@@ -33,7 +33,7 @@ def make_request(
     task: Task, tokenizer: Tokenizer, record: Record, demonstrations: Sequence[Record] = (), max_new_tokens: int = 16
 ) -> GenerateRequest | ScoreRequest:
     """One BOS and the prompt; the options to score, or the separator at which a generated answer ends."""
-    prompt = (tokenizer.bos_id, *tokenizer.encode(task.prompt(record, demonstrations)))
+    prompt = tuple(tokenizer.prompt(task.prompt(record, demonstrations)))
     if task.options is None:
         return GenerateRequest(prompt, Sampling(max_new_tokens), (task.template.separator,))
     targets = [task.target(record, option) + task.template.separator for option in task.options]

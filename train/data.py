@@ -35,7 +35,7 @@ def completions(task: Task, records: Sequence[Record], tokenizer: Tokenizer) -> 
     """
     examples = []
     for record in records:
-        context = [tokenizer.bos_id, *tokenizer.encode(task.prompt(record))]
+        context = tokenizer.prompt(task.prompt(record))
         target = tokenizer.encode(task.target(record) + task.template.separator)
         examples.append(Example(context + target, len(context)))
     return examples

@@ -223,6 +223,49 @@ def test_generate_refuses_what_does_not_fit(model: str, capsys) -> None:
     assert error.startswith("limbeck: ") and error.count("\n") == 1
 
 
+def test_describe_names_every_parameter_and_their_sum(model: str, capsys) -> None:
+    from limbeck.model.params import count
+    from limbeck.model.pretrained import load_pretrained
+
+    assert main(["describe", model]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    params = load_pretrained(model).params
+    for path, leaf in params.items():
+        [line] = [line for line in lines if line.split()[:1] == [path]]
+        assert " x ".join(map(str, leaf.shape)) in line and "float32" in line
+    [line] = [line for line in lines if "model.layers.{}.self_attn.q_proj.weight" in line]
+    assert "blocks/attn/q/kernel" in line
+    assert lines[-2].split()[:2] == ["total", f"{count(params) / 1000:.3g}"]
+
+
+def test_convert_writes_a_folder_that_gives_the_same_parameters(model: str, tmp_path: Path, capsys) -> None:
+    from limbeck.model.params import digest
+    from limbeck.model.pretrained import load_pretrained
+
+    assert main(["convert", model, str(tmp_path / "new")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'new'}: llama\n"
+    assert digest(load_pretrained(tmp_path / "new").params) == digest(load_pretrained(model).params)
+    assert main(["convert", model, str(tmp_path / "new")]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["convert", model, str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
+    assert load_pretrained(tmp_path / "half").config.dtype == "bfloat16"
+
+
+def test_chat_needs_a_template_and_uses_it(model: str, tmp_path: Path, capsys) -> None:
+    assert main(["generate", model, "hello", "--chat"]) == 2
+    assert "has no chat template" in capsys.readouterr().err
+    assert main(["convert", model, str(tmp_path / "chat")]) == 0
+    (tmp_path / "chat" / "manifest.json").unlink()
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}> {% endif %}"
+    (tmp_path / "chat" / "chat_template.jinja").write_text(template)
+    capsys.readouterr()
+    assert main(["generate", str(tmp_path / "chat"), "hello", "--chat"]) == 0
+    answer = capsys.readouterr().out
+    assert main(["generate", model, "[user] hello\n> "]) == 0
+    assert capsys.readouterr().out == answer
+
+
 @pytest.mark.parametrize("kind", ["scored", "generated"])
 def test_predict_fills_a_store_that_lookup_reads(model: str, kind: str, tmp_path: Path, capsys) -> None:
     records, store = tmp_path / "records", str(tmp_path / "answers.db")

@@ -9,6 +9,7 @@ from limbeck.inference import engine as engine_module
 from limbeck.inference.engine import Engine
 from limbeck.inference.requests import GenerateRequest, Sampling, ScoreRequest
 from limbeck.model.config import ModelConfig
+from limbeck.model.decode import Generated
 from limbeck.model.errors import UserError
 from limbeck.model.tokenizer import byte_tokenizer
 from limbeck.model.transformer import apply, init
@@ -114,3 +115,28 @@ def test_what_cannot_be_answered_is_refused(request_, words):
 def test_the_digest_follows_the_weights():
     other = Engine(CONFIG, {**PARAMS, "norm/scale": PARAMS["norm/scale"] + 1e-6}, TOKENIZER)
     assert ENGINE.weights_digest == Engine(CONFIG, dict(PARAMS), TOKENIZER).weights_digest != other.weights_digest
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("stop", [(), ("e",), ("zzz",), ("\ufffd\ufffd",)])
+def test_a_stream_is_what_generate_gives_and_takes_nothing_back(temperature, stop):
+    for text in TEXTS[:3]:
+        request = GenerateRequest(prompt(text), Sampling(14, temperature, seed=5), stop)
+        pieces = list(ENGINE.stream(request))
+        assert "".join(pieces) == ENGINE.generate([request])[0].text
+        assert all(pieces)
+
+
+def test_a_stream_holds_back_half_a_character_and_half_a_stop_string(monkeypatch):
+    ids = TOKENIZER.encode("ab گلابی stXstop tail")
+
+    def written(*args):
+        for n in range(1, len(ids) + 1):
+            tokens_BT = np.zeros((1, 64), np.int32)
+            tokens_BT[0, :n] = ids[:n]
+            arrays = (tokens_BT, np.zeros((1, 64)), np.array([n]), np.array([False]))
+            yield Generated(*map(jnp.asarray, arrays))
+
+    monkeypatch.setattr(engine_module, "stream", written)
+    pieces = list(ENGINE.stream(GenerateRequest(prompt("x"), Sampling(len(ids)), ("stop",))))
+    assert pieces == ["a", "b", " ", *"گلابی", " ", "stX"]

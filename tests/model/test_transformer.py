@@ -11,6 +11,7 @@ from limbeck.model import transformer
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import cut, join
+from limbeck.model.rope import Rope
 from limbeck.model.transformer import empty_cache, init
 
 TINY = ModelConfig(
@@ -20,8 +21,16 @@ VARIANTS = {
     "plain": {},
     "layer_norm_learned": {"norm": "layer", "positions": "learned", "gated_mlp": False, "activation": "gelu"},
     "biases_untied": {"attention_bias": True, "output_bias": True, "mlp_bias": True, "tied_embedding": False},
-    "window": {"window": 4, "global_every": 3},
-    "softcaps_qk_norm": {"attention_softcap": 5.0, "logit_softcap": 3.0, "qk_norm": True, "embedding_scale": 4.0},
+    "window": {"window": 4, "global_layers": (2,)},
+    "softcaps_qk_norm": {"attention_softcap": 5.0, "logit_softcap": 3.0, "qk_norm": "head", "embedding_scale": 4.0},
+    "two_ropes_norms_on_both_sides": {
+        "norm_plus_one": True, "norm_placement": "both", "window": 4, "global_layers": (1,),
+        "rope": Rope(1e6, scaling="linear", factor=8.0), "local_rope": Rope(),
+    },
+    "parallel_part_of_the_head_turns": {"norm": "layer", "parallel_residual": True, "rope": Rope(share=0.5)},
+    "norms_after_some_layers_unrotated": {
+        "norm_placement": "post", "qk_norm": "projection", "unrotated_layers": (1,), "attention_scale": 0.5,
+    },
     "no_positions": {"positions": "none", "num_kv_heads": 1, "activation": "relu"},
 }
 variants = pytest.mark.parametrize("variant", VARIANTS)
@@ -65,7 +74,7 @@ def test_no_position_depends_on_a_later_one(variant):
 
 
 def test_a_window_ends_where_it_says():
-    config, params = build("window", depth=1, global_every=0)
+    config, params = build("window", depth=1, global_layers=())
     one = tokens(1, 10)
     far = one.at[0, 5].set((one[0, 5] + 1) % 53)  # position 9 sees 6 to 9
     near = one.at[0, 6].set((one[0, 6] + 1) % 53)
@@ -151,17 +160,18 @@ def test_attention_equals_its_definition():
                 weights = np.exp(scores) / np.exp(scores).sum()
                 expected[b, t, n] = weights @ v[b, seen, n // 2]
     q32, k32, v32 = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
-    got = attend(q32, k32, v32, jnp.asarray(mask), 2.0)
+    got = attend(q32, k32, v32, jnp.asarray(mask), cap=2.0)
     np.testing.assert_allclose(got, expected.reshape(2, 6, 32), atol=1e-6)
 
 
 def test_rotation_depends_on_distance_alone():
-    from limbeck.model.layers import rotate
+    from limbeck.model.layers import rotate, turn
 
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
 
     def score(at_query, at_key):
-        return (rotate(q, jnp.array([[at_query]]), 1e4) * rotate(k, jnp.array([[at_key]]), 1e4)).sum()
+        turns = [turn(Rope(), 8, jnp.array([[at]]), jnp.array([32])) for at in (at_query, at_key)]
+        return (rotate(q, turns[0]) * rotate(k, turns[1])).sum()
 
     np.testing.assert_allclose(score(7, 3), score(24, 20), rtol=1e-5)
     assert abs(score(7, 3) - score(7, 4)) > 1e-3
@@ -183,7 +193,7 @@ def test_a_leaf_depends_on_key_path_and_layer_alone():
     [
         ({"width": 0}, "width=0"),
         ({"num_kv_heads": 3}, "multiple of num_kv_heads=3"),
-        ({"head_dim": 7}, "head_dim=7 is odd"),
+        ({"head_dim": 7}, "head_dim=7 is 7 dimensions"),
         ({"window": 0}, "window=0"),
         ({"norm": "rmz"}, "did you mean 'rms'?"),
     ],

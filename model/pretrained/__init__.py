@@ -1,0 +1,12 @@
+"""Models in and out of files: `load_pretrained`, `save_pretrained`, `describe`, and what they are made of."""
+
+from limbeck.model.pretrained.folder import (
+    Leaf,
+    Pretrained,
+    describe,
+    load_pretrained,
+    save_pretrained,
+    to_published,
+)
+
+__all__ = ["Leaf", "Pretrained", "describe", "load_pretrained", "save_pretrained", "to_published"]

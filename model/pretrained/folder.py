@@ -1,0 +1,201 @@
+"""Models in and out: a published checkpoint's folder as a ModelConfig and a flat dict of parameters, and back.
+
+A folder holds config.json, weights in safetensors (in one file, or in shards and an index) and a tokenizer. Those that
+`save_pretrained` writes also have a manifest with the digest of every file. Weights are read leaf by leaf, each layer
+into its place in the stack, and cast on the way if at all: no more than a block of a tensor exists twice.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from limbeck.model.config import ModelConfig
+from limbeck.model.errors import UserError, one_of
+from limbeck.model.files import disk_errors, sha256_file, write_atomic
+from limbeck.model.params import Params, digest, join
+from limbeck.model.pretrained.config_json import TOKENIZER_KEYS, read_config, write_config, write_own
+from limbeck.model.pretrained.families import FAMILIES, Json
+from limbeck.model.pretrained.layout import Sharding, Source, leaf_shape, locate, read_leaf, tensors
+from limbeck.model.pretrained.llama2c import load_llama2c
+from limbeck.model.pretrained.stored_tensor import StoredTensor
+from limbeck.model.pretrained.weight_files import Unsaved, open_weights, save_weights
+from limbeck.model.tokenizer import Tokenizer, load_tokenizer
+
+_CONFIG, _MANIFEST = "config.json", "manifest.json"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+
+
+class Pretrained(NamedTuple):
+    """A model as it comes from disk.
+
+    `tokenizer` is None where the folder has none; `digest` is that of the parameters where the folder's manifest
+    vouches for it, so that it need not be worked out again.
+    """
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer | None
+    digest: str | None = None
+
+
+def load_pretrained(
+    path: str | os.PathLike[str], *, dtype: str | None = None, sharding: Sharding | None = None
+) -> Pretrained:
+    """Reads a model: a Hugging Face folder, one that `save_pretrained` wrote, or a llama2.c `.bin` file.
+
+    The parameters keep the type they are stored in, which is also that of the activations; `dtype` casts both, once.
+    `sharding(path, shape)` says where a parameter goes, and only what its devices here need of it is read. Raises
+    UserError for an unknown architecture, weights that are not those of the config, a damaged or unsafe file, a file
+    that is not what the manifest says, and a tokenizer with more ids than the model.
+    """
+    folder = Path(path)
+    if dtype is not None:
+        one_of("dtype", dtype, _DTYPES)
+    if folder.is_file():
+        return _file(folder, dtype)
+    known_digest = _check_manifest(folder) if folder.is_dir() else None
+    config, stored, located = _open(folder)
+    kind = _DTYPES[dtype] if dtype else None
+    params = {leaf: read_leaf(leaf, source, stored, kind, sharding) for leaf, source in located.items()}
+    config = dataclasses.replace(config, dtype=dtype or config.dtype)
+    tokenizer = load_tokenizer(folder) if any((folder / name).is_file() for name in _TOKENIZERS) else None
+    _check_tokenizer(config, tokenizer, folder)
+    return Pretrained(config, params, tokenizer, None if dtype else known_digest)
+
+
+def save_pretrained(
+    path: str | os.PathLike[str],
+    config: ModelConfig,
+    params: Mapping[str, jax.Array],
+    tokenizer: Tokenizer | None = None,
+    *,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes a model folder in the names of `config.family`, or of the first family that can say what the model is.
+
+    Other programs load such a folder. A model that no family can say (or one with adapters beside its kernels) is
+    written with our own names, for `load_pretrained` alone. The weights are one file, or shards above
+    `max_shard_bytes`; the manifest comes last. Raises UserError on a full disk or a place that cannot be written.
+    """
+    folder = Path(path)
+    params = join(params)
+    described, tensors = _to_be_written(config, params)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (_MANIFEST, _CONFIG):  # without them the folder is no model until it is whole
+            (folder / name).unlink(missing_ok=True)
+    names = save_weights(folder, tensors, max_shard_bytes)
+    _check_tokenizer(config, tokenizer, folder)
+    names += tokenizer.save_folder(folder) if tokenizer else []
+    # Said even where there is none: what a family takes an absent id to be may lie outside of this vocabulary.
+    described |= {key: getattr(tokenizer, key.replace("_token", ""), None) for key in TOKENIZER_KEYS}
+    write_atomic(folder / _CONFIG, json.dumps(described, indent=2))
+    manifest = {name: sha256_file(folder / name) for name in [*names, _CONFIG]}
+    write_atomic(folder / _MANIFEST, json.dumps({"files": manifest, "weights": digest(params)}, indent=2))
+
+
+def to_published(config: ModelConfig, params: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """The parameters (or anything of their shapes, such as gradients) under published names and in published layout."""
+    return {tensor.name: tensor.make() for tensor in _to_be_written(config, join(params))[1]}
+
+
+class Leaf(NamedTuple):
+    """A parameter as `describe` tells it; `stored_as` is the tensor that holds it, with {} for the layer."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    stored_as: str
+
+
+def describe(path: str | os.PathLike[str]) -> tuple[ModelConfig, list[Leaf]]:
+    """(config, every parameter) of a model on disk, from the headers of its files. Raises as `load_pretrained` does."""
+    folder = Path(path)
+    if folder.is_file():
+        model = _file(folder, None)
+        return model.config, [Leaf(n, x.shape, str(x.dtype), x.nbytes, "") for n, x in sorted(model.params.items())]
+    config, stored, located = _open(folder)
+    leaves = []
+    for leaf, source in sorted(located.items()):
+        first = stored[source.names[0]]
+        shape = leaf_shape(source, first.shape)
+        stored_as = first.name.replace(".0.", ".{}.") if source.stacked else first.name
+        leaves.append(Leaf(leaf, shape, str(first.dtype), math.prod(shape) * first.dtype.itemsize, stored_as))
+    return config, leaves
+
+
+def _open(folder: Path) -> tuple[ModelConfig, dict[str, StoredTensor], dict[str, Source]]:
+    """(config, the stored tensors, where each leaf is among them), with nothing read but headers."""
+    if not (folder / _CONFIG).is_file():
+        raise UserError(f"no model at {folder}: a model folder holds {_CONFIG}, weights in safetensors and a tokenizer")
+    described = _json(folder / _CONFIG)
+    try:
+        config = read_config(described)
+    except UserError as error:
+        raise UserError(f"{folder / _CONFIG}: {error}") from error
+    stored = open_weights(folder)
+    config, located = locate(config, stored, folder)
+    dtype = str(stored[located["embed/embedding"].names[0]].dtype)
+    return dataclasses.replace(config, dtype=dtype), stored, located
+
+
+def _file(path: Path, dtype: str | None) -> Pretrained:
+    if path.suffix != ".bin":
+        raise UserError(f"{path} is no model: name a folder, or a llama2.c .bin file")
+    config, params = load_llama2c(path, dtype)
+    beside = [path.parent / name for name in (f"tok{config.vocab_size}.bin", "tokenizer.bin")]
+    tokenizer = next((load_tokenizer(file) for file in beside if file.is_file()), None)
+    _check_tokenizer(config, tokenizer, path)
+    return Pretrained(config, params, tokenizer)
+
+
+def _check_manifest(folder: Path) -> str | None:
+    """The digest of the parameters that the manifest vouches for; None without a manifest."""
+    if not (folder / _MANIFEST).is_file():
+        return None
+    manifest = _json(folder / _MANIFEST)
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise UserError(f"{folder / _MANIFEST} lists no files: remove it, or write the model again")
+    for name, sha in files.items():
+        if Path(name).name != name or name == "..":
+            raise UserError(f"{folder / _MANIFEST} names {name!r}, which is outside of its folder")
+        if not (folder / name).is_file() or sha256_file(folder / name) != sha:
+            raise UserError(f"{folder / name} is missing or has changed since it was written: copy or write it again")
+    return manifest.get("weights")
+
+
+def _to_be_written(config: ModelConfig, params: Mapping[str, jax.Array]) -> tuple[Json, Iterator[Unsaved]]:
+    """(config.json, the tensors): in a family's names where one can say it, else in ours."""
+    config = dataclasses.replace(config, dtype=str(params["embed/embedding"].dtype))
+    described = write_own(config) if any("/lora_" in path for path in params) else write_config(config)
+    family = described["model_type"] if described["model_type"] in FAMILIES else ""
+    return described, tensors(dataclasses.replace(config, family=family), params)
+
+
+def _check_tokenizer(config: ModelConfig, tokenizer: Tokenizer | None, place: Path) -> None:
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{place}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model's vocabulary ends at "
+            f"{config.vocab_size - 1}: they do not belong together"
+        )
+
+
+def _json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a JSON object")
+    return content
