@@ -18,7 +18,7 @@ lint: .venv/installed-dev
 	.venv/bin/python -m pyright --pythonpath .venv/bin/python
 	.venv/bin/lint-imports --no-logo
 
-bench: .venv/installed-dev
+bench: .venv/installed-bench
 	.venv/bin/python -m pytest -m bench
 
 clean:
@@ -38,3 +38,7 @@ clean:
 .venv/installed-dev: setup.cfg pyproject.toml | .venv/bin/pip
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
 	touch .venv/installed $@
+
+.venv/installed-bench: .venv/installed-dev
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint,bench]'
+	touch $@

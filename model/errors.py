@@ -18,5 +18,5 @@ def one_of(kind: str, value: str, legal: Iterable[str]) -> str:
     """`value` itself if it is among `legal`; raises UserError that lists them otherwise."""
     legal = list(legal)
     if value not in legal:
-        raise UserError(f"unknown {kind} {value!r}: one of {', '.join(legal)}{nearest(value, legal)}")
+        raise UserError(f"unknown {kind} {value!r}: one of {', '.join(legal)}{nearest(str(value), legal)}")
     return value

@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError, nearest, one_of
 from limbeck.model.pretrained.families import FAMILIES, Json
+from limbeck.model.pretrained.layer_kinds import whole
 from limbeck.model.pretrained.ropes import read_ropes, write_ropes
 from limbeck.model.rope import Rope
 
@@ -23,6 +24,7 @@ _TYPES = get_type_hints(ModelConfig)
 _MAY_BE_NULL = ("num_kv_heads", "head_dim", "mlp_dim")  # they follow from others
 _CLASSIFIER = "ForSequenceClassification"
 _OWN = "limbeck"  # the model_type of a model that no published family can say
+_MOST_LABELS = 10**6
 TOKENIZER_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of the tokenizer, in a config.json all the same
 
 
@@ -52,7 +54,7 @@ def read_config(json: Json) -> ModelConfig:
         fields["head_dim"] = fields["width"] // fields["num_heads"]
     if fields["mlp_dim"] is None:
         fields["mlp_dim"] = 4 * fields["width"]
-    fields["activation"] = _ACTIVATIONS[one_of("activation", fields["activation"], _ACTIVATIONS)]
+    fields["activation"] = _ACTIVATIONS[one_of("activation", str(fields["activation"]), _ACTIVATIONS)]
     if scale := fields.get("attention_scale"):
         fields["attention_scale"] = None if scale == fields["head_dim"] else scale**-0.5
     fields |= {ours: value(fields) if callable(value) else value for ours, value in family.fixed.items()}
@@ -61,8 +63,7 @@ def read_config(json: Json) -> ModelConfig:
     if fields.get("positions", "rope") == "rope":
         fields["rope"], fields["local_rope"] = read_ropes(family, json, fields["max_len"])
     fields["dtype"] = json.get("dtype") or json.get("torch_dtype") or "float32"
-    architectures = json.get("architectures") or [family.architecture]
-    if str(architectures[0]).endswith(_CLASSIFIER):
+    if f"{_CLASSIFIER}'" in str(json.get("architectures")):
         fields["labels"] = _labels(json)
     return ModelConfig(**fields, family=name)
 
@@ -138,11 +139,12 @@ def _value(json: Json, ours: str, theirs: str) -> Any:
 
 
 def _labels(json: Json) -> tuple[str, ...]:
-    names = json.get("id2label") or {str(index): f"LABEL_{index}" for index in range(json.get("num_labels", 2))}
-    try:
-        return tuple(str(names[str(index)]) for index in range(len(names)))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"id2label={names!r}: a name for each of 0 to {len(names) - 1}") from error
+    names = json.get("id2label")
+    if not names:
+        return tuple(f"LABEL_{index}" for index in range(min(whole(json, "num_labels") or 2, _MOST_LABELS)))
+    if not isinstance(names, dict) or set(names) != {str(index) for index in range(len(names))}:
+        raise UserError(f"id2label={names!r}: a name for each of 0, 1, 2 and so on")
+    return tuple(str(names[str(index)]) for index in range(len(names)))
 
 
 def _read_own(json: Json) -> ModelConfig:

@@ -28,11 +28,19 @@ class Kinds(NamedTuple):
     write: Callable[[ModelConfig], dict[str, Any]]
 
 
+def whole(json: Mapping[str, Any], key: str, otherwise: int | None = None) -> int | None:
+    """A positive whole number of a config, or None where it says null; raises UserError for anything else."""
+    value = json.get(key, otherwise)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise UserError(f"{key}={value!r} in the config: a positive whole number is wanted")
+
+
 def _layers(json: Mapping[str, Any], depth: int, window: int | None, sliding: Iterable[int]) -> Layers:
     """`sliding` are the layers with the window, unless `layer_types` says otherwise."""
     types = json.get("layer_types")
     if types is not None:
-        if not isinstance(types, list) or len(types) != depth or set(types) - {_WINDOW, _FULL}:
+        if not isinstance(types, list) or len(types) != depth or any(kind not in (_WINDOW, _FULL) for kind in types):
             raise UserError(f"layer_types={types}: one of {_WINDOW}, {_FULL} for each of the {depth} layers")
         sliding = [layer for layer, kind in enumerate(types) if kind == _WINDOW]
     sliding = set(sliding) if window else set()
@@ -46,12 +54,13 @@ def _types(config: ModelConfig) -> list[str]:
 
 
 def _read_all(json: Mapping[str, Any], depth: int) -> Layers:
-    return Layers(json.get("sliding_window"), ())
+    return Layers(whole(json, "sliding_window"), ())
 
 
 def _read_from(json: Mapping[str, Any], depth: int) -> Layers:
-    window = json.get("sliding_window", 4096) if json.get("use_sliding_window") else None
-    return _layers(json, depth, window, range(json.get("max_window_layers", 28), depth))
+    window = whole(json, "sliding_window", 4096) if json.get("use_sliding_window") else None
+    first = 0 if json.get("max_window_layers") == 0 else whole(json, "max_window_layers") or 28
+    return _layers(json, depth, window, range(first, depth))
 
 
 def _write_from(config: ModelConfig) -> dict[str, Any]:
@@ -67,7 +76,7 @@ def _write_from(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_other(json: Mapping[str, Any], depth: int) -> Layers:
-    return _layers(json, depth, json.get("sliding_window", 4096), range(0, depth, 2))
+    return _layers(json, depth, whole(json, "sliding_window", 4096), range(0, depth, 2))
 
 
 def _write_other(config: ModelConfig) -> dict[str, Any]:
@@ -75,9 +84,9 @@ def _write_other(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_nth(json: Mapping[str, Any], depth: int) -> Layers:
-    every = json.get("sliding_window_pattern", json.get("_sliding_window_pattern", 6))
+    every = whole(json, "sliding_window_pattern") or whole(json, "_sliding_window_pattern") or 6
     sliding = [layer for layer in range(depth) if (layer + 1) % every]
-    return _layers(json, depth, json.get("sliding_window", 4096), sliding)
+    return _layers(json, depth, whole(json, "sliding_window", 4096), sliding)
 
 
 def _write_nth(config: ModelConfig) -> dict[str, Any]:
@@ -90,12 +99,12 @@ def _write_nth(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_unrotated(json: Mapping[str, Any], depth: int) -> Layers:
-    every = json.get("no_rope_layer_interval", 4)
+    every = whole(json, "no_rope_layer_interval") or 4
     rotates = json.get("no_rope_layers") or [(layer + 1) % every != 0 for layer in range(depth)]
     if not isinstance(rotates, list) or len(rotates) != depth:
         raise UserError(f"no_rope_layers={rotates}: one of 0, 1 for each of the {depth} layers")
     unrotated = tuple(layer for layer in range(depth) if not rotates[layer])
-    window = json.get("sliding_window") if json.get("use_sliding_window") else None
+    window = whole(json, "sliding_window") if json.get("use_sliding_window") else None
     return _layers(json, depth, window, unrotated)._replace(unrotated=unrotated)
 
 

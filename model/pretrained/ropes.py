@@ -52,7 +52,7 @@ def _read(family: Family, given: Mapping[str, Any], max_len: int) -> Rope:
             raise UserError(f"{key}={values!r} in the config's rotary positions: a list of positive numbers is wanted")
         return tuple(float(x) for x in values)
 
-    kind = given.get("rope_type") or given.get("type") or "default"
+    kind = str(given.get("rope_type") or given.get("type") or "default")
     kind = _NAMES[one_of("rope_type", family.rope_types.get(kind, kind), _NAMES)]
     rope = Rope(number("rope_theta"), number("partial_rotary_factor", 1.0))
     if kind == "none":

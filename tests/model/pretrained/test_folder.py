@@ -11,15 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.files import sha256_file
 from limbeck.model.params import cut, digest
 from limbeck.model.pretrained import load_pretrained, save_pretrained
+from limbeck.model.pretrained.config_json import read_config
+from limbeck.model.pretrained.families import FAMILIES
+from limbeck.model.pretrained.layout import sources
 from limbeck.model.rope import Rope
 from limbeck.model.tokenizer import train_bpe
-from limbeck.model.transformer import init
+from limbeck.model.transformer import init, shapes
 from limbeck.train.adapters import add_lora
 
 TOKENIZER = train_bpe(["plum: drupe", "گلابی"], 280)
@@ -262,6 +267,38 @@ def test_a_config_that_makes_no_sense_is_refused(llama, keys, words):
     reconfigure(llama, **keys)
     with pytest.raises(UserError, match=words):
         load_pretrained(llama)
+
+
+_ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=6,
+)
+_KEYS = st.sampled_from(
+    """architectures hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size
+    max_position_embeddings rms_norm_eps hidden_act tie_word_embeddings attention_bias mlp_bias rope_theta rope_scaling
+    rope_parameters partial_rotary_factor original_max_position_embeddings torch_dtype dtype sliding_window layer_types
+    use_sliding_window max_window_layers no_rope_layers no_rope_layer_interval sliding_window_pattern id2label
+    query_pre_attn_scalar attn_logit_softcapping rope_local_base_freq vocab_size num_labels""".split()
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(family=st.sampled_from([*FAMILIES, "limbeck"]), changes=st.dictionaries(_KEYS, _ANY, min_size=1, max_size=3))
+def test_whatever_a_config_says_it_is_read_or_refused_in_one_line(family, changes):
+    published = {**FAMILIES[family].omitted} if family in FAMILIES else {}
+    sizes = {"vocab_size": 280, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 4}
+    gpt2 = {"n_embd": 8, "n_layer": 2, "n_head": 2}
+    described = {**published, **sizes, **gpt2, "intermediate_size": 8, "num_key_value_heads": 1, "model_type": family}
+    described["architectures"] = ["LlamaForSequenceClassification"]
+    try:
+        config = read_config(json.loads(json.dumps(described | changes)))
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert isinstance(config, ModelConfig) and config.layer_windows() and config.layer_ropes()
+        if family in FAMILIES and max(config.width, config.vocab_size, config.mlp_dim, config.head_dim) < 10**6:
+            assert sources(config, shapes(config))
 
 
 @pytest.mark.parametrize(
