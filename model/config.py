@@ -18,7 +18,7 @@ Positions = Literal["rope", "learned", "none"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Remat = Literal["none", "dots", "full"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-_DEEPEST = 10_000  # layers are listed one by one; a file that claims more is damaged
+DEEPEST = 10_000  # layers are listed one by one; a file that claims more is damaged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "depth", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "max_len"):
-            most = _DEEPEST if name == "depth" else 2**31 - 1
+            most = DEEPEST if name == "depth" else 2**31 - 1
             if not isinstance(getattr(self, name), int) or not 1 <= getattr(self, name) <= most:
                 raise UserError(f"{name}={getattr(self, name)}: must be a whole number from 1 to {most}")
         if self.num_heads % self.num_kv_heads:

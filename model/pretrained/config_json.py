@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any, get_type_hints
 
-from limbeck.model.config import ModelConfig
+from limbeck.model.config import DEEPEST, ModelConfig
 from limbeck.model.errors import UserError, nearest, one_of
 from limbeck.model.pretrained.families import FAMILIES, Json
 from limbeck.model.pretrained.layer_kinds import whole
@@ -54,10 +54,12 @@ def read_config(json: Json) -> ModelConfig:
         fields["head_dim"] = fields["width"] // fields["num_heads"]
     if fields["mlp_dim"] is None:
         fields["mlp_dim"] = 4 * fields["width"]
-    fields["activation"] = _ACTIVATIONS[one_of("activation", str(fields["activation"]), _ACTIVATIONS)]
+    fields["activation"] = _ACTIVATIONS[one_of("activation", fields["activation"], _ACTIVATIONS)]
     if scale := fields.get("attention_scale"):
         fields["attention_scale"] = None if scale == fields["head_dim"] else scale**-0.5
     fields |= {ours: value(fields) if callable(value) else value for ours, value in family.fixed.items()}
+    if fields["depth"] > DEEPEST:
+        raise UserError(f"{family.keys['depth']}={fields['depth']} in the config: at most {DEEPEST}")
     window, global_layers, unrotated = family.kinds.read(json, fields["depth"])
     fields |= {"window": window, "global_layers": global_layers, "unrotated_layers": unrotated}
     if fields.get("positions", "rope") == "rope":
@@ -75,7 +77,7 @@ def write_config(config: ModelConfig) -> Json:
     programs read.
     """
     for name in dict.fromkeys((config.family, *FAMILIES)):
-        if not isinstance(name, str) or name not in FAMILIES:
+        if name not in FAMILIES:
             continue
         json = _write(config, name)
         try:
@@ -128,13 +130,16 @@ def _value(json: Json, ours: str, theirs: str) -> Any:
         raise UserError(f"the config has no {theirs!r}{nearest(theirs, json)}")
     value, hint = json[theirs], _TYPES[ours]
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    wanted = {
-        bool: isinstance(value, bool),
-        int: number and isinstance(value, int),
-        float: number,
-    }.get(hint, True if hint not in (float | None,) else number)
-    if not wanted and not (value is None and (ours in _MAY_BE_NULL or hint == float | None)):
-        raise UserError(f"{theirs}={value!r} in the config: a {getattr(hint, '__name__', 'number')} is wanted")
+    if hint is bool:
+        right, wanted = isinstance(value, bool), "true or false"
+    elif hint is int:
+        right, wanted = number and isinstance(value, int) and 0 < value < 2**31, "a positive whole number"
+    elif hint in (float, float | None):
+        right, wanted = number and 0 < value < math.inf, "a positive number"
+    else:
+        right, wanted = isinstance(value, str), "a name"
+    if not right and not (value is None and (ours in _MAY_BE_NULL or hint == float | None)):
+        raise UserError(f"{theirs}={value!r} in the config: {wanted} is wanted")
     return value
 
 

@@ -248,11 +248,14 @@ def test_layers_stored_in_two_types_need_one_named(llama):
         ({"model_type": "lama"}, "unknown model_type 'lama': known are llama, .*did you mean 'llama'"),
         ({"model_type": None}, "unknown model_type None"),
         ({"model_type": ["llama"]}, "unknown model_type"),
-        ({"hidden_size": "8"}, "hidden_size='8' in the config: a int is wanted"),
+        ({"hidden_size": "8"}, "hidden_size='8' in the config: a positive whole number is wanted"),
         ({"hidden_size": None}, "hidden_size=None in the config"),
-        ({"num_hidden_layers": -1}, "depth=-1"),
-        ({"num_hidden_layers": 10**30}, "depth=1000"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers=-1"),
+        ({"num_hidden_layers": 10**30}, "num_hidden_layers=1000"),
+        ({"num_hidden_layers": 10**6}, "at most 10000"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0"),
         ({"vocab_size": 10**30}, "vocab_size=1000"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps=0"),
         ({"hidden_act": "gleu"}, "unknown activation 'gleu'.*did you mean 'gelu'"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "unknown rope_type 'dynamic'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor=None"),
@@ -279,6 +282,7 @@ _KEYS = st.sampled_from(
     max_position_embeddings rms_norm_eps hidden_act tie_word_embeddings attention_bias mlp_bias rope_theta rope_scaling
     rope_parameters partial_rotary_factor original_max_position_embeddings torch_dtype dtype sliding_window layer_types
     use_sliding_window max_window_layers no_rope_layers no_rope_layer_interval sliding_window_pattern id2label
+    n_embd n_layer n_head n_inner use_parallel_residual rotary_pct
     query_pre_attn_scalar attn_logit_softcapping rope_local_base_freq vocab_size num_labels""".split()
 )
 
@@ -287,7 +291,7 @@ _KEYS = st.sampled_from(
 @given(family=st.sampled_from([*FAMILIES, "limbeck"]), changes=st.dictionaries(_KEYS, _ANY, min_size=1, max_size=3))
 def test_whatever_a_config_says_it_is_read_or_refused_in_one_line(family, changes):
     published = {**FAMILIES[family].omitted} if family in FAMILIES else {}
-    sizes = {"vocab_size": 280, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 4}
+    sizes = {"vocab_size": 280, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     gpt2 = {"n_embd": 8, "n_layer": 2, "n_head": 2}
     described = {**published, **sizes, **gpt2, "intermediate_size": 8, "num_key_value_heads": 1, "model_type": family}
     described["architectures"] = ["LlamaForSequenceClassification"]
