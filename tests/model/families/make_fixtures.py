@@ -71,6 +71,7 @@ def _random_model(variant: Variant, shape: Shape) -> Model:
     config = cls.config_class(**variant.config(shape), attn_implementation="eager", dtype=torch.float32)
     model = cls(config).eval()
     gemma, blocks_normed_twice = "Gemma" in variant.architecture, config.model_type in ("gemma2", "gemma3_text")
+    spread = 0.3 * (72 / (shape.width * shape.depth)) ** 0.5  # 0.3 in the fixtures; larger models must not be wilder
     with torch.no_grad():
         for path, leaf in model.named_parameters():
             if _is_norm_scale(path):
@@ -80,7 +81,7 @@ def _random_model(variant: Variant, shape: Shape) -> Model:
             elif blocks_normed_twice and "embed" in path:
                 leaf.normal_(0.0, 0.15)
             else:
-                leaf.normal_(0.0, 0.3)
+                leaf.normal_(0.0, spread)
     return model
 
 

@@ -278,7 +278,16 @@ _ANY = st.recursive(
     max_leaves=6,
 )
 _KEYS = st.sampled_from(
-    ["architectures", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "max_position_embeddings", "rms_norm_eps", "hidden_act", "tie_word_embeddings", "attention_bias", "mlp_bias", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings", "torch_dtype", "dtype", "sliding_window", "layer_types", "use_sliding_window", "max_window_layers", "no_rope_layers", "no_rope_layer_interval", "sliding_window_pattern", "id2label", "n_embd", "n_layer", "n_head", "n_inner", "use_parallel_residual", "rotary_pct", "query_pre_attn_scalar", "attn_logit_softcapping", "rope_local_base_freq", "vocab_size", "num_labels"]
+    [
+        "architectures", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+        "intermediate_size", "max_position_embeddings", "rms_norm_eps", "hidden_act", "tie_word_embeddings",
+        "attention_bias", "mlp_bias", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor",
+        "original_max_position_embeddings", "torch_dtype", "dtype", "sliding_window", "layer_types",
+        "use_sliding_window", "max_window_layers", "no_rope_layers", "no_rope_layer_interval",
+        "sliding_window_pattern", "id2label", "n_embd", "n_layer", "n_head", "n_inner", "use_parallel_residual",
+        "rotary_pct", "query_pre_attn_scalar", "attn_logit_softcapping", "rope_local_base_freq", "vocab_size",
+        "num_labels",
+    ]
 )
 
 
