@@ -25,11 +25,11 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
+import torch  # type: ignore[reportMissingImports]
+import transformers  # type: ignore[reportMissingImports]
 from old_spelling import published
 from safetensors.torch import load_file, save_file
-from torch.nn import functional
+from torch.nn import functional  # type: ignore[reportMissingImports]
 from variants import VARIANTS, Shape, Variant
 
 FIXTURES = Path(__file__).parent / "fixtures"

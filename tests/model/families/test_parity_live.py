@@ -32,8 +32,8 @@ def make(name: str, seed: int, folder: Path) -> comparison.Case:
 
 def transformers_logits(name: str, folder: Path, expected: dict[str, np.ndarray]) -> list[np.ndarray]:
     """What transformers computes for each row of the expected batch with the model in a folder."""
-    import torch
-    import transformers
+    import torch  # type: ignore[reportMissingImports]
+    import transformers  # type: ignore[reportMissingImports]
 
     auto: Any = transformers.AutoModelForCausalLM
     if VARIANTS[name].problem is not None:
@@ -77,7 +77,7 @@ def test_transformers_loads_what_we_save_to_equal_logits(name: str, tmp_path: Pa
 
 def test_transformers_saves_again_what_we_can_load(tmp_path: Path) -> None:
     """Once round: transformers to us, to transformers, to us, and no bit has changed."""
-    import transformers
+    import transformers  # type: ignore[reportMissingImports]
 
     case = comparison.load(Path(__file__).parent / "fixtures" / "gemma3")
     save_pretrained(tmp_path / "ours", case.config, case.params)
