@@ -1,6 +1,8 @@
 """Set before jax is imported: one CPU device, and compiled programs kept from one test run to the next."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +23,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data sets in {folder}; LIMBECK_DATA names another folder")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs() -> Iterator[None]:
+    """Lets go of a module's compiled programs: each holds mappings, and a process may have 65,530 of them on Linux."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
