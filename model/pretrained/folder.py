@@ -5,6 +5,7 @@ A folder holds config.json, weights in safetensors (in one file, or in shards an
 into its place in the stack, and cast on the way if at all: no more than a block of a tensor exists twice.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -27,10 +28,12 @@ from limbeck.model.pretrained.layout import Sharding, Source, leaf_shape, locate
 from limbeck.model.pretrained.llama2c import load_llama2c
 from limbeck.model.pretrained.stored_tensor import StoredTensor
 from limbeck.model.pretrained.weight_files import Unsaved, open_weights, save_weights
+from limbeck.model.progress import progress
 from limbeck.model.tokenizer import Tokenizer, load_tokenizer
 
 _CONFIG, _MANIFEST = "config.json", "manifest.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_LONG = 2**29  # bytes that take more than a moment to load
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
@@ -65,7 +68,12 @@ def load_pretrained(
     known_digest = _check_manifest(folder) if folder.is_dir() else None
     config, stored, located = _open(folder)
     kind = _DTYPES[dtype] if dtype else None
-    params = {leaf: read_leaf(leaf, source, stored, kind, sharding) for leaf, source in located.items()}
+    long = sum(tensor.nbytes for tensor in stored.values()) > _LONG
+    params = {}
+    with progress(f"load {folder.name}", len(located), "leaf") if long else contextlib.nullcontext(int) as advance:
+        for leaf, source in located.items():
+            params[leaf] = read_leaf(leaf, source, stored, kind, sharding)
+            advance(1)
     config = dataclasses.replace(config, dtype=dtype or config.dtype)
     tokenizer = load_tokenizer(folder) if any((folder / name).is_file() for name in _TOKENIZERS) else None
     _check_tokenizer(config, tokenizer, folder)
@@ -88,13 +96,13 @@ def save_pretrained(
     """
     folder = Path(path)
     params = join(params)
+    _check_tokenizer(config, tokenizer, folder)
     described, tensors = _to_be_written(config, params)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name in (_MANIFEST, _CONFIG):  # without them the folder is no model until it is whole
             (folder / name).unlink(missing_ok=True)
     names = save_weights(folder, tensors, max_shard_bytes)
-    _check_tokenizer(config, tokenizer, folder)
     names += tokenizer.save_folder(folder) if tokenizer else []
     # Said even where there is none: what a family takes an absent id to be may lie outside of this vocabulary.
     described |= {key: getattr(tokenizer, key.replace("_token", ""), None) for key in TOKENIZER_KEYS}
