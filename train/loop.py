@@ -80,7 +80,7 @@ def fit(
                 curve.append((step + 1, values["loss"]))
                 log({"stage": name, "step": step + 1, **values})
                 note = f"loss {values['loss']:.3f}"
-            if saves:
+            if saves and checkpoints is not None:
                 save_state(checkpoints, state, {"curve": curve, "seconds": seconds + time.perf_counter() - start})
             advance(note=note)
             if stop:
