@@ -39,7 +39,7 @@ class Engine:
         weights_digest: str | None = None,
     ) -> None:
         """`weights_digest` is that of the parameters where it is known (`Pretrained.digest`)."""
-        self._known_digest = weights_digest
+        self._weights_digest = weights_digest
         self.config = config
         self.params = params
         self.tokenizer = tokenizer
@@ -50,6 +50,8 @@ class Engine:
     @property
     def weights_digest(self) -> str:
         """Hex SHA-256 of the parameters; worked out once."""
+        if self._weights_digest is None:
+            self._weights_digest = digest(self.params)
         return self._weights_digest
 
     @property
@@ -68,14 +70,14 @@ class Engine:
         shapes = [(r.sampling.max_new_tokens, r.stop, self._bucket(len(r.prompt))) for r in requests]
         for (new_tokens, stop, bucket), members in _batches(shapes, self.batch_size):
             batch = [requests[i] for i in members]
-            tokens_BT, lengths_B = self._pad([request.prompt for request in batch], bucket)
+            tokens_BT, lengths_B = self._pad([request.prompt for request in batch], bucket, self.batch_size)
             out = jax.device_get(
                 generate(
                     self.config,
                     self.params,
                     tokens_BT,
                     lengths_B,
-                    self._sampling(batch),
+                    self._sampling(batch, self.batch_size),
                     self._stop_tokens(stop),
                     new_tokens,
                 )
@@ -93,10 +95,9 @@ class Engine:
         What may yet become a stop string or a character is held until it is clear.
         """
         check_room(self.config, len(request.prompt), request.sampling.max_new_tokens)
-        alone = Engine(self.config, self.params, self.tokenizer, batch_size=1)
-        tokens_BT, lengths_B = map(jnp.asarray, alone._pad([request.prompt], self._bucket(len(request.prompt))))
+        tokens_BT, lengths_B = map(jnp.asarray, self._pad([request.prompt], self._bucket(len(request.prompt)), 1))
         stop_V, new_tokens = self._stop_tokens(request.stop), request.sampling.max_new_tokens
-        settings = alone._sampling([request])
+        settings = self._sampling([request], 1)
         shown, text = "", ""
         for out in stream(self.config, self.params, tokens_BT, lengths_B, settings, stop_V, new_tokens, _STREAMED):
             ids = out.tokens_BT[0, : out.length_B[0]].tolist()
@@ -129,8 +130,8 @@ class Engine:
         shapes = [self._bucket(len(prompt) + len(option) - 1) for prompt, option in rows]
         for bucket, members in _batches(shapes, self.batch_size):
             ids = [(*rows[i][0], *rows[i][1]) for i in members]
-            tokens_BT, _ = self._pad([row[:-1] for row in ids], bucket)
-            targets_BT, _ = self._pad([row[1:] for row in ids], bucket)
+            tokens_BT, _ = self._pad([row[:-1] for row in ids], bucket, self.batch_size)
+            targets_BT, _ = self._pad([row[1:] for row in ids], bucket, self.batch_size)
             weights_BT = np.zeros(tokens_BT.shape, np.float32)
             for row, i in enumerate(members):
                 start = len(rows[i][0]) - 1
@@ -151,21 +152,21 @@ class Engine:
             bucket *= 2
         return min(bucket, self.config.max_len)
 
-    def _pad(self, rows: Sequence[Sequence[int]], bucket: int) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens [batch_size, bucket], lengths): a short batch is filled with rows of one token."""
-        tokens_BT = np.full((self.batch_size, bucket), self.tokenizer.pad_id, np.int32)
-        lengths_B = np.ones(self.batch_size, np.int32)
+    def _pad(self, rows: Sequence[Sequence[int]], bucket: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens [size, bucket], lengths): a short batch is filled with rows of one token."""
+        tokens_BT = np.full((size, bucket), self.tokenizer.pad_id, np.int32)
+        lengths_B = np.ones(size, np.int32)
         for i, row in enumerate(rows):
             tokens_BT[i, : len(row)] = row
             lengths_B[i] = len(row)
         return tokens_BT, lengths_B
 
-    def _sampling(self, batch: Sequence[GenerateRequest]) -> SamplingArrays:
-        rows = [request.sampling for request in batch] + [batch[-1].sampling] * (self.batch_size - len(batch))
+    def _sampling(self, batch: Sequence[GenerateRequest], size: int) -> SamplingArrays:
+        rows = [request.sampling for request in batch] + [batch[-1].sampling] * (size - len(batch))
         # A row's random numbers come from its own request, so order, batch and resumption do not change them.
         seeds = [hashlib.sha256(repr(request).encode()).digest()[:8] for request in batch]
-        seeds += [bytes(8)] * (self.batch_size - len(batch))
-        keys_B2 = np.frombuffer(b"".join(seeds), np.uint32).reshape(self.batch_size, 2)
+        seeds += [bytes(8)] * (size - len(batch))
+        keys_B2 = np.frombuffer(b"".join(seeds), np.uint32).reshape(size, 2)
         return SamplingArrays(
             keys_B2,
             np.asarray([row.temperature for row in rows], np.float32),
@@ -173,10 +174,6 @@ class Engine:
             np.asarray([row.top_p for row in rows], np.float32),
             np.asarray([row.min_p for row in rows], np.float32),
         )
-
-    @cached_property
-    def _weights_digest(self) -> str:
-        return self._known_digest or digest(self.params)
 
     @cached_property
     def _token_texts(self) -> list[str]:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from limbeck.model.config import DEEPEST, ModelConfig
 from limbeck.model.errors import UserError, nearest, one_of
@@ -157,6 +158,8 @@ def _read_own(json: Json) -> ModelConfig:
     for name in ("rope", "local_rope"):
         if fields.get(name) is not None:
             fields[name] = _from_json(Rope, fields[name])
+    if "family" in fields:
+        raise UserError("unknown field 'family': a model of a family has that as its model_type")
     return _from_json(ModelConfig, fields)
 
 
@@ -167,6 +170,24 @@ def _from_json(kind: type, fields: Any) -> Any:
         if name not in legal:
             raise UserError(f"unknown field {name!r}{nearest(name, legal)}")
     try:
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        made = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
     except (TypeError, AttributeError) as error:
         raise UserError(f"a field is missing or of the wrong type: {error}") from error
+    for name, hint in get_type_hints(kind).items():
+        if not _fits(hint, getattr(made, name)):
+            raise UserError(f"{name}={getattr(made, name)!r}: {getattr(hint, '__name__', hint)} is wanted")
+    return made
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of a type as our config classes spell them."""
+    origin, arms = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(arm, value) for arm in arms)
+    if origin is Literal:
+        return value in arms
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(arms[0], item) for item in value)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint)

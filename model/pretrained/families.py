@@ -37,6 +37,7 @@ class Family:
     fused_by_head: bool = False  # a fused kernel holds q, k and v of the first head, then of the second ...
     rope_share: float = 1.0  # where the config does not say
     rope_theta: float = 10_000.0
+    rope_keys: tuple[str, str] = ("rope_theta", "partial_rotary_factor")  # of the two above in config.json
     local_rope_theta: float | None = None  # of layers with a window, in a family that gives them one of their own
     rope_types: Mapping[str, str] = dataclasses.field(default_factory=dict)  # the family's own words for a scaling
     # Keys that change the computation, and the one value that can be computed.
@@ -253,6 +254,7 @@ FAMILIES: dict[str, Family] = {
         fixed={"norm": "layer", "gated_mlp": False, "mlp_bias": True},
         fused_by_head=True,
         rope_share=0.25,
+        rope_keys=("rotary_emb_base", "rotary_pct"),
     ),
     "olmo2": _llama(
         "Olmo2ForCausalLM",

@@ -30,9 +30,9 @@ from limbeck.model.pretrained.stored_tensor import StoredTensor
 from limbeck.model.pretrained.weight_files import Unsaved, open_weights, save_weights
 from limbeck.model.progress import progress
 from limbeck.model.tokenizer import Tokenizer, load_tokenizer
+from limbeck.model.tokenizer.files import VOCABULARIES
 
 _CONFIG, _MANIFEST = "config.json", "manifest.json"
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _LONG = 2**29  # bytes that take more than a moment to load
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
@@ -75,7 +75,7 @@ def load_pretrained(
             params[leaf] = read_leaf(leaf, source, stored, kind, sharding)
             advance(1)
     config = dataclasses.replace(config, dtype=dtype or config.dtype)
-    tokenizer = load_tokenizer(folder) if any((folder / name).is_file() for name in _TOKENIZERS) else None
+    tokenizer = load_tokenizer(folder) if any((folder / name).is_file() for name in VOCABULARIES) else None
     _check_tokenizer(config, tokenizer, folder)
     return Pretrained(config, params, tokenizer, None if dtype else known_digest)
 
@@ -127,7 +127,10 @@ class Leaf(NamedTuple):
 
 
 def describe(path: str | os.PathLike[str]) -> tuple[ModelConfig, list[Leaf]]:
-    """(config, every parameter) of a model on disk, from the headers of its files. Raises as `load_pretrained` does."""
+    """(config, every parameter) of a model on disk, from the headers of its files.
+
+    The numbers of a llama2.c file, and of a head beside a tied embedding, are read. Raises as `load_pretrained` does.
+    """
     folder = Path(path)
     if folder.is_file():
         model = _file(folder, None)
@@ -143,7 +146,7 @@ def describe(path: str | os.PathLike[str]) -> tuple[ModelConfig, list[Leaf]]:
 
 
 def _open(folder: Path) -> tuple[ModelConfig, dict[str, StoredTensor], dict[str, Source]]:
-    """(config, the stored tensors, where each leaf is among them), with nothing read but headers."""
+    """(config, the stored tensors, where each leaf is among them), read off the headers."""
     if not (folder / _CONFIG).is_file():
         raise UserError(f"no model at {folder}: a model folder holds {_CONFIG}, weights in safetensors and a tokenizer")
     described = _json(folder / _CONFIG)

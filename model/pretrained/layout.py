@@ -97,7 +97,7 @@ def locate(
         untied = dataclasses.replace(config, tied_embedding=False)
         tied = sources(untied, shapes(untied))["head/kernel"].names[0]
         embedding = stored.get(without if bare else named)
-        if tied in stored and embedding and not np.array_equal(stored[tied].read(), embedding.read()):
+        if tied in stored and embedding and not _same(stored[tied], embedding):
             config, expected = untied, shapes(untied)
     located = sources(config, expected, bare)
     wanted: dict[str, tuple[int, ...]] = {}
@@ -119,6 +119,20 @@ def locate(
         if name != tied and not _INERT.fullmatch(f".{name}"):
             raise UserError(f"{place}: surplus tensor {name}{nearest(name, wanted)}; the config has no place for it")
     return config, located
+
+
+def _same(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors hold the same numbers, a block of each in memory at a time."""
+    if one.shape != other.shape:
+        return False
+    return all(np.array_equal(one[rows], other[rows]) for rows in _blocks(one, slice(0, one.shape[0])))
+
+
+def _blocks(tensor: StoredTensor, rows: slice) -> Iterator[slice]:
+    """The rows in stretches of at most `_BLOCK_BYTES` of the tensor."""
+    step = max(1, _BLOCK_BYTES * tensor.shape[0] // max(1, tensor.nbytes))
+    for start in range(rows.start, rows.stop, step):
+        yield slice(start, min(start + step, rows.stop))
 
 
 def _check_own(config: ModelConfig, stored: Mapping[str, StoredTensor], place: object) -> None:
@@ -179,14 +193,13 @@ def _fill(out: np.ndarray, tensor: StoredTensor, source: Source, spans: Sequence
     outputs = slice(source.rows.start + spans[-1].start, source.rows.start + spans[-1].stop)
     theirs = [outputs, *spans[:-1]] if source.transposed else [*spans[:-1], outputs]
     first = theirs[0]
-    step = max(1, _BLOCK_BYTES * tensor.shape[0] // max(1, tensor.nbytes))
-    for start in range(first.start, first.stop, step):
-        stop = min(start + step, first.stop)
-        block = tensor[(slice(start, stop), *theirs[1:])]
+    for rows in _blocks(tensor, first):
+        block = tensor[(rows, *theirs[1:])]
+        here = slice(rows.start - first.start, rows.stop - first.start)
         if source.transposed:
-            _turn(block, out[:, start - first.start : stop - first.start])
+            _turn(block, out[:, here])
         else:
-            out[start - first.start : stop - first.start] = block
+            out[here] = block
 
 
 def _turn(x: np.ndarray, out: np.ndarray) -> None:

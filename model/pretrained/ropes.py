@@ -22,9 +22,10 @@ def read_ropes(family: Family, json: Json, max_len: int) -> tuple[Rope, Rope | N
     given = json.get("rope_scaling") or json.get("rope_parameters") or {}
     if not isinstance(given, Mapping):
         raise UserError(f"rope_scaling={given!r}: an object with rope_type, factor and the like, or null")
+    theta, share = family.rope_keys
     outer = {
-        "rope_theta": json.get("rope_theta", json.get("rotary_emb_base", family.rope_theta)),
-        "partial_rotary_factor": json.get("partial_rotary_factor", json.get("rotary_pct", family.rope_share)),
+        "rope_theta": json.get("rope_theta", json.get(theta, family.rope_theta)),
+        "partial_rotary_factor": json.get("partial_rotary_factor", json.get(share, family.rope_share)),
     }
     local = None
     if family.local_rope_theta is not None:
@@ -82,10 +83,10 @@ def _read(family: Family, given: Mapping[str, Any], max_len: int) -> Rope:
 
 def write_ropes(family: Family, config: ModelConfig) -> Json:
     """The keys for a model's rotary positions. What they cannot say, `read_ropes` will not give back."""
-    rope, neox = config.rope, "use_parallel_residual" in family.keys.values()
-    json: Json = {"rotary_emb_base" if neox else "rope_theta": rope.theta}
+    rope, (theta, share) = config.rope, family.rope_keys
+    json: Json = {theta: rope.theta}
     if rope.share != family.rope_share:
-        json["rotary_pct" if neox else "partial_rotary_factor"] = rope.share
+        json[share] = rope.share
     if config.local_rope and family.local_rope_theta is not None:
         json["rope_local_base_freq"] = config.local_rope.theta
     if rope.scaling == "none":

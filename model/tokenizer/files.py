@@ -16,6 +16,7 @@ from limbeck.model.errors import UserError, nearest
 from limbeck.model.tokenizer.formats import Converted, check_charsmap, from_gpt2, from_llama2c, from_sentencepiece
 
 _JSON, _MODEL, _VOCAB, _MERGES = "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"
+VOCABULARIES = (_JSON, _MODEL, _VOCAB)  # a folder with one of these has a tokenizer
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 # What the special tokens of published models are called, for a tokenizer.json that comes alone.
 _USUAL = {
@@ -100,7 +101,7 @@ def put_first(fast: tokenizers.Tokenizer, token: str) -> None:
 def _file_of(path: Path) -> Path:
     """The file in which the vocabulary is."""
     if path.is_dir():
-        for name in (_JSON, _MODEL, _VOCAB):
+        for name in VOCABULARIES:
             if (path / name).is_file() and (name != _VOCAB or (path / _MERGES).is_file()):
                 return path / name
         raise UserError(f"no tokenizer at {path}: looked for {_JSON}, {_MODEL}, and {_VOCAB} with {_MERGES}")

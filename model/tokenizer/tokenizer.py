@@ -46,8 +46,11 @@ class Tokenizer:
         return [encoding.ids for encoding in self._fast.encode_batch(texts, add_special_tokens=False)]
 
     def prompt(self, text: str) -> list[int]:
-        """The ids that a model continues: `start`, then those of `text`; exactly one BOS whatever the text is."""
-        return [*self.start, *self.encode(text)]
+        """The ids that a model continues: `start`, then those of `text`; exactly one BOS whatever the text is.
+
+        Never empty: without a start and a text it is `bos_id`, for something must stand before the first token.
+        """
+        return [*self.start, *self.encode(text)] or [self.bos_id]
 
     def parse(self, markup: str) -> tokenizers.Encoding:
         """The encoding of text in which special tokens are special: what a template wrote, never a user's text."""

@@ -286,7 +286,7 @@ _KEYS = st.sampled_from(
         "use_sliding_window", "max_window_layers", "no_rope_layers", "no_rope_layer_interval",
         "sliding_window_pattern", "id2label", "n_embd", "n_layer", "n_head", "n_inner", "use_parallel_residual",
         "rotary_pct", "query_pre_attn_scalar", "attn_logit_softcapping", "rope_local_base_freq", "vocab_size",
-        "num_labels",
+        "num_labels", *(field.name for field in dataclasses.fields(ModelConfig)),
     ]
 )
 
@@ -299,13 +299,17 @@ def test_whatever_a_config_says_it_is_read_or_refused_in_one_line(family, change
     gpt2 = {"n_embd": 8, "n_layer": 2, "n_head": 2}
     described = {**published, **sizes, **gpt2, "intermediate_size": 8, "num_key_value_heads": 1, "model_type": family}
     described["architectures"] = ["LlamaForSequenceClassification"]
+    if family == "limbeck":
+        described = {"model_type": family, **dataclasses.asdict(NATIVE)}
+        del described["family"]
     try:
         config = read_config(json.loads(json.dumps(described | changes)))
     except UserError as error:
         assert "\n" not in str(error)
     else:
         assert isinstance(config, ModelConfig) and config.layer_windows() and config.layer_ropes()
-        if family in FAMILIES and max(config.width, config.vocab_size, config.mlp_dim, config.head_dim) < 10**6:
+        assert isinstance(config.norm_eps, (int, float)) and isinstance(config.tied_embedding, bool)
+        if max(config.width, config.vocab_size, config.mlp_dim, config.head_dim) < 10**6:
             assert sources(config, shapes(config))
 
 
@@ -315,6 +319,8 @@ def test_whatever_a_config_says_it_is_read_or_refused_in_one_line(family, change
         (lambda data: data.replace(b'"width"', b'"widht"'), "unknown field 'widht'; did you mean 'width'"),
         (lambda data: data.replace(b'"width": 8,', b""), "missing"),
         (lambda data: data.replace(b'"theta"', b'"theat"'), "unknown field 'theat'; did you mean 'theta'"),
+        (lambda data: data.replace(b'"width"', b'"family": "lama", "width"'), "unknown field 'family'"),
+        (lambda data: data.replace(b'"norm_eps": 1e-06', b'"norm_eps": "x"'), "norm_eps='x': float is wanted"),
         (lambda data: data[:-4], "cannot be read"),
         (lambda data: b"[]", "does not hold a JSON object"),
         (lambda data: b"[" * 100_000, "cannot be read"),
