@@ -40,7 +40,7 @@ def distillation_loss(
 ) -> LossFn:
     """hard_weight * cross-entropy + (1 - hard_weight) * the named divergence from the teacher (see `loss.py`).
 
-    Metrics: `loss`, `cross_entropy`, `divergence`, `tokens`. Raises UserError for different vocabularies.
+    Metrics: `loss`, `cross_entropy`, `divergence`, `weight`. Raises UserError for different vocabularies.
     """
     if student.vocab_size != teacher.vocab_size:
         raise UserError(
@@ -78,6 +78,6 @@ def distillation_loss(
             temperature=temperature,
             hard_weight=hard_weight,
         )
-        return loss, {"loss": loss, "tokens": weights_N.sum(), **metrics}
+        return loss, {"loss": loss, "weight": weights_N.sum(), **metrics}
 
     return loss_fn

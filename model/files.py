@@ -1,9 +1,11 @@
-"""Files that are whole or not there: atomic writes, digests, and the user's words for what a disk refuses."""
+"""Files that are whole or not there: atomic writes, locks, digests, and the user's words for what a disk refuses."""
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +55,32 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
                 os.unlink(temporary)
             raise
         sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], *, wait: bool) -> Iterator[None]:
+    """Holds the lock file `path` for this block: one process, and one block of it, at a time.
+
+    Its folder is made if need be, and the file stays. The system lets go of it when the process ends, however it ends.
+    Raises UserError where it cannot be written and, unless it is to `wait`, where another holds it.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise UserError(
+                    f"{path.parent} is in use by another process; wait for it, or choose another folder"
+                ) from None
+            print(f"waiting for another process that holds {path}", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def sync_folder(path: str | os.PathLike[str]) -> None:

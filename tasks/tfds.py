@@ -1,15 +1,14 @@
 """Data sets by their TFDS names, prepared as ArrayRecord files and read without TensorFlow."""
 
-import fcntl
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from limbeck.model.errors import UserError, nearest, one_of
-from limbeck.tasks.tables import Table
+from limbeck.model.files import locked
+from limbeck.tasks.tables import Row, Table
 
 
 def read_tfds(name: str, splits: Mapping[str, str]) -> dict[str, Table]:
@@ -17,7 +16,7 @@ def read_tfds(name: str, splits: Mapping[str, str]) -> dict[str, Table]:
 
     `splits` says which of its splits serves as which of ours; empty: those of the same name. The first call
     downloads and prepares it under $TFDS_DATA_DIR (or ~/tensorflow_datasets). Raises UserError: an unknown
-    name, configuration or split, one that TensorFlow alone can prepare, no network, a row without a class.
+    name, configuration or split, one that TensorFlow alone can prepare, no network.
     """
     import tensorflow_datasets as tfds
 
@@ -30,7 +29,7 @@ def read_tfds(name: str, splits: Mapping[str, str]) -> dict[str, Table]:
             f" tensorflow_datasets.list_builders() lists{nearest(base, known)}"
         )
     try:
-        with alone(folder, base):
+        with locked(folder / f".{base}.lock", wait=True):  # two at once write over each other's files
             builder = tfds.builder(name, data_dir=folder, file_format="array_record")
             builder.download_and_prepare()
     except ImportError as error:
@@ -52,32 +51,17 @@ def read_tfds(name: str, splits: Mapping[str, str]) -> dict[str, Table]:
 
 
 def _table(builder: Any, place: str, split: str) -> Table:
-    classes = {
-        field: tuple(feature.names)
-        for field, feature in builder.info.features.items()
-        if getattr(feature, "names", None)  # a ClassLabel
-    }
-    rows = []
+    classes = {}
+    for field, feature in builder.info.features.items():
+        names = getattr(getattr(feature, "feature", feature), "names", None)  # a ClassLabel, or a sequence of them
+        if names:
+            classes[field] = tuple(names)
+    return Table(place, _rows(builder, place, split), classes)
+
+
+def _rows(builder: Any, place: str, split: str) -> Iterator[Row]:
     for row, fields in enumerate(builder.as_data_source(split), 1):
-        fields = dict(fields)
-        for field, names in classes.items():
-            if not 0 <= fields[field] < len(names):
-                raise UserError(
-                    f"{place}, row {row}: {field!r} is {fields[field]}, which names no class: where a split"
-                    ' is unlabelled, name others as "splits" in a task.json'
-                )
-            fields[field] = names[fields[field]]
-        rows.append((row, fields))
-    return Table(place, rows, classes)
-
-
-@contextmanager
-def alone(folder: Path, name: str) -> Iterator[None]:
-    """Lets one process at a time prepare `name`: two at once write over each other's files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f".{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system lets go of it when the process ends, however it ends
-        yield
+        yield Row(place, row, row, dict(fields))
 
 
 def _first_line(error: Exception) -> str:

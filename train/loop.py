@@ -1,6 +1,10 @@
-"""The loop around the step: progress, metrics, checkpoints; killed at any instant, it goes on where it was."""
+"""The loop around the step: progress, metrics, evaluations, checkpoints.
+
+Killed at any instant, it goes on where it was, and ends in the same bits.
+"""
 
 import contextlib
+import hashlib
 import math
 import os
 import signal
@@ -8,31 +12,49 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from limbeck.model.errors import UserError
-from limbeck.model.params import Params
+from limbeck.model.params import Params, digest, merge
+from limbeck.model.peak import peak
 from limbeck.model.progress import progress
-from limbeck.train.checkpoint import restore_state, save_state
+from limbeck.train.checkpoint import Save, checkpoint_writer, newest_checkpoint, read_checkpoint
 from limbeck.train.config import FitConfig
 from limbeck.train.loss import Batch, LossFn
-from limbeck.train.optim import make_optimizer
-from limbeck.train.select import Selection, apply_selection, masked
-from limbeck.train.step import init_state, make_step
+from limbeck.train.optim import average_of, make_optimizer, schedule
+from limbeck.train.select import Selection, apply_selection
+from limbeck.train.step import State, init_state, make_step
+from limbeck.train.watch import Meter, Watch, compilation
 
 STOPPED = 128 + signal.SIGTERM  # the exit status of a run that was told to stop, and has saved
+_PROFILED = 3  # steps in a profile, after as many that compile and warm up
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found: one number by which the best is chosen, more is better; and all that is logged."""
+
+    score: float
+    metrics: dict[str, Any]
 
 
 class Fitted(NamedTuple):
-    """What training gave: the parameters that moved, those that did not, the loss curve, the seconds in the loop."""
+    """What training gave.
+
+    The parameters that moved (in float32) and those that did not, the loss curve, the seconds in the loop, the steps
+    taken, every evaluation as {"step", "score", ...metrics}, and a line for each step that was left out.
+    """
 
     trainable: Params
     frozen: Params
     curve: list[tuple[int, float]]
     seconds: float
+    steps: int
+    evaluations: list[dict[str, Any]]
+    skipped: list[str]
 
 
 def fit(
@@ -46,64 +68,188 @@ def fit(
     name: str = "train",
     checkpoints: str | os.PathLike[str] | None = None,
     log: Callable[[dict], None] = lambda record: None,
+    evaluate: Callable[[Params], Evaluation] | None = None,
+    example_name: Callable[[int], str] = str,
+    flops_per_step: float | None = None,
+    profile: str | os.PathLike[str] | None = None,
 ) -> Fitted:
-    """Trains the selected parameters for `config.steps` steps.
+    """Trains the selected parameters for `config.steps` steps, or until `evaluate` sees no more progress.
 
-    With a `checkpoints` folder it resumes from the newest undamaged checkpoint there; the batches and random keys
-    are functions of the step, so the result is that of an uninterrupted run. SIGTERM lets the step end, writes a
-    checkpoint and exits with status 143 (`STOPPED`). Raises UserError when loss or gradient are no longer numbers: what
-    they left behind is never a checkpoint.
+    With a `checkpoints` folder it resumes from the newest undamaged checkpoint there; the batches and random keys are
+    functions of the step, so the result is that of an uninterrupted run. SIGTERM lets the step end, writes a
+    checkpoint and exits with status 143 (`STOPPED`). `evaluate` is given all parameters; `example_name` turns the
+    number of an example of the data into words; with `flops_per_step` the share of the machine's rate is logged; a
+    few steps are profiled into the folder `profile`.
+
+    Raises UserError when loss or gradient are no longer numbers (what they left behind is never a checkpoint), when
+    the checkpoints are another run's, and when the folder is in use.
     """
-    trainable, frozen = apply_selection(selection, params)
-    optimizer = masked(make_optimizer(config.optim, config.steps), selection.masks)
-    step_fn = make_step(loss_fn, optimizer)
-    state = init_state(optimizer, trainable)
-    curve: list[tuple[int, float]] = []
-    seconds = 0.0
-    if checkpoints is not None and (found := restore_state(checkpoints, state)) is not None:
-        state, notes = found
-        curve, seconds = [tuple(point) for point in notes["curve"]], notes["seconds"]
-    done = int(state.step)
-    key = jax.random.key(seed)
+    if config.keep == "best" and evaluate is None:
+        raise UserError("keep='best' needs evaluations to choose by: give `evaluate`, or keep='last'")
     start = time.perf_counter()
-    note = ""
-    with progress(name, config.steps, done=done) as advance, _sigterm_waits() as told_to_stop:
+    trainable, frozen = apply_selection(selection, params)
+    optimizer = make_optimizer(config.optim, config.steps, selection.masks)
+    step_fn = make_step(loss_fn, optimizer, accumulate=config.accumulate)
+    state, rate = init_state(optimizer, trainable), schedule(config.optim, config.steps)
+    best: Params = _host(state.trainable) if config.keep == "best" else {}
+    watch = Watch(name, config.optim, list(trainable), example_name)
+    meter = Meter(flops_per_step, peak() if flops_per_step else None)
+    notes: dict[str, Any] = {"curve": [], "seconds": 0.0, "evaluations": [], "skipped": watch.skipped}
+    with contextlib.ExitStack() as stack:
+        save: Save | None = None
+        if checkpoints is not None:
+            save = stack.enter_context(checkpoint_writer(checkpoints))
+            notes["run"] = _identity(params, _tree(state, best), batch_at(0))
+            if (found := _resumed(checkpoints, state, best, notes["run"])) is not None:
+                state, best, kept = found
+                watch.skipped += kept["skipped"]
+                notes = {**kept, "skipped": watch.skipped}
+        before = notes["seconds"]
+        done, key = int(state.step), jax.random.key(seed)
+        told = stack.enter_context(compilation())
+        tracing = stack.enter_context(_profiling(profile))
+        advance = stack.enter_context(progress(name, config.steps, done=done))
+        told_to_stop = stack.enter_context(_sigterm_waits())
+        line = ""
         for step in range(done, config.steps):
-            state, metrics = step_fn(state, frozen, batch_at(step), key)
+            if config.patience and _stale(notes["evaluations"]) >= config.patience:
+                break
+            tracing(step - done)
+            batch = batch_at(step)
+            state, metrics = step_fn(state, frozen, batch, key)
+            watch.add(step + 1, metrics, batch)
+            meter.add(batch)
+            if step == done:
+                jax.block_until_ready(metrics)
+                print(f"{name}: first step after {time.perf_counter() - start:.1f} s, {told()}", file=sys.stderr)
+                meter.restart()
             last, stop = step + 1 == config.steps, told_to_stop()
-            logs = last or (step + 1) % config.log_every == 0
-            saves = checkpoints is not None and (stop or (not last and (step + 1) % config.checkpoint_every == 0))
+            evaluates = evaluate is not None and (last or _every(config.evaluate_every, step))
+            logs = last or evaluates or _every(config.log_every, step)
+            saves = save is not None and (stop or last or _every(config.checkpoint_every, step))
             if logs or saves:
-                values = {key: float(value) for key, value in metrics.items()}
-                _check(values, state.trainable, saves, f"{name}, step {step + 1}", config)
+                values = watch.read()
+                if saves:
+                    _no_spoilt(state.trainable, f"{name}, step {step + 1}")
             if logs:
-                curve.append((step + 1, values["loss"]))
+                values |= {"learning_rate": np.asarray(rate(step)).item(), **meter.read()}
+                line = f"loss {values['loss']:.3f}  {values['tokens_per_second']:,.0f} tok/s"
+                line += f"  {values['mfu']:.0%} of peak" if "mfu" in values else ""
+                if evaluates and evaluate is not None:
+                    found = evaluate(merge(average_of(state.opt) or state.trainable, frozen))
+                    if config.keep == "best" and found.score > _best(notes["evaluations"]):
+                        best = _host(average_of(state.opt) or state.trainable)
+                    notes["evaluations"].append({"step": step + 1, "score": found.score, **found.metrics})
+                    values |= found.metrics
+                    meter.restart()
+                notes["curve"].append((step + 1, values["loss"]))
                 log({"stage": name, "step": step + 1, **values})
-                note = f"loss {values['loss']:.3f}"
-            if saves and checkpoints is not None:
-                save_state(checkpoints, state, {"curve": curve, "seconds": seconds + time.perf_counter() - start})
-            advance(note=note)
+            if saves and save is not None:
+                save(step + 1, _tree(state, best), {**notes, "seconds": before + time.perf_counter() - start})
+            advance(note=line)
             if stop:
                 kept = "; the same command goes on from here" if saves else ""
                 print(f"{name}: told to stop (SIGTERM) at step {step + 1}{kept}", file=sys.stderr)
                 raise SystemExit(STOPPED)
-    jax.block_until_ready(state.trainable)
-    return Fitted(state.trainable, frozen, curve, seconds + time.perf_counter() - start)
-
-
-def _check(values: dict[str, float], trainable: Params, saves: bool, place: str, config: FitConfig) -> None:
-    """Raises UserError for a loss or a gradient that is no number; before a checkpoint, for a parameter as well."""
-    sound = all(math.isfinite(values[name]) for name in ("loss", "grad_norm"))
-    if sound and not saves:
-        return
-    spoilt = sorted(path for path, leaf in trainable.items() if not bool(jnp.isfinite(leaf).all()))
-    if sound and not spoilt:
-        return
-    where = f" (it has spread to {len(spoilt)} leaves, {spoilt[0]} among them)" if spoilt else ""
-    raise UserError(
-        f"{place}: the loss is {values['loss']}, the gradient's norm {values['grad_norm']}{where}: lower the learning "
-        f"rate (now {config.optim.learning_rate}) or clip harder (now {config.optim.clip})"
+        jax.block_until_ready(state.trainable)
+    last_or_best = {path: jnp.asarray(leaf) for path, leaf in best.items()} if best else None
+    return Fitted(
+        last_or_best or average_of(state.opt) or state.trainable,
+        frozen,
+        [(step, loss) for step, loss in notes["curve"]],
+        before + time.perf_counter() - start,
+        int(state.step),
+        notes["evaluations"],
+        watch.skipped,
     )
+
+
+def _every(period: int | None, step: int) -> bool:
+    return period is not None and (step + 1) % period == 0
+
+
+def _best(evaluations: list[dict[str, Any]]) -> float:
+    return max((found["score"] for found in evaluations), default=-math.inf)
+
+
+def _stale(evaluations: list[dict[str, Any]]) -> int:
+    """How many evaluations there were since the first that had the best score."""
+    scores = [found["score"] for found in evaluations]
+    return len(scores) - 1 - scores.index(max(scores)) if scores else 0
+
+
+def _host(params: Params) -> Params:
+    return {path: np.array(leaf, copy=True) for path, leaf in params.items()}  # pyright: ignore[reportReturnType]
+
+
+def _tree(state: State, best: Params) -> dict[str, Any]:
+    """A run's arrays as they are stored: the optimiser's leaves in a list, since its own classes are optax's affair."""
+    tree = {"step": state.step, "trainable": state.trainable, "opt": jax.tree.leaves(state.opt)}
+    return tree | ({"best": best} if best else {})
+
+
+def _identity(params: Params, tree: Any, batch: Batch) -> dict[str, Any]:
+    """What a checkpoint must have in common with the run that goes on from it."""
+    sha = hashlib.sha256()
+    for name, array in sorted(batch.items()):
+        sha.update(f"{name} {array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
+    shapes = [
+        [jax.tree_util.keystr(path), list(leaf.shape), str(leaf.dtype)]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    return {"base": digest(params), "arrays": shapes, "first_batch": sha.hexdigest()}
+
+
+def _resumed(
+    folder: str | os.PathLike[str], state: State, best: Params, run: dict[str, Any]
+) -> tuple[State, Params, dict[str, Any]] | None:
+    """State, best parameters and notes of the newest checkpoint; raises UserError if it is of another run."""
+    if (found := newest_checkpoint(folder)) is None:
+        return None
+    checkpoint, notes = found
+    for key, what in (
+        ("base", "began with another model"),
+        ("arrays", "trains other parameters, or with another optimiser"),
+        ("first_batch", "read other data, or in another order"),
+    ):
+        if notes["run"][key] != run[key]:
+            raise UserError(f"{checkpoint} is of a run that {what}: choose another folder, or delete that one")
+    tree = read_checkpoint(checkpoint, _tree(state, best))
+    opt = jax.tree.unflatten(jax.tree.structure(state.opt), tree["opt"])
+    return State(tree["step"], tree["trainable"], opt), _host(tree.get("best", {})), notes
+
+
+def _no_spoilt(trainable: Params, place: str) -> None:
+    """Raises UserError for a parameter that is no number: it must not become a checkpoint."""
+    spoilt = sorted(path for path, leaf in trainable.items() if not bool(jnp.isfinite(leaf).all()))
+    if spoilt:
+        raise UserError(
+            f"{place}: {len(spoilt)} leaves hold values that are no numbers, {spoilt[0]} among them: lower the "
+            "learning rate, or go on from the checkpoint before"
+        )
+
+
+@contextlib.contextmanager
+def _profiling(folder: str | os.PathLike[str] | None) -> Iterator[Callable[[int], None]]:
+    """Yields a function to be told the number of each step: it traces a few of them into `folder`."""
+    tracing: list[str] = []
+
+    def at(step: int) -> None:
+        if folder is not None and step == _PROFILED:
+            jax.profiler.start_trace(os.fspath(folder))
+            tracing.append(os.fspath(folder))
+        elif tracing and step == 2 * _PROFILED:
+            stop()
+
+    def stop() -> None:
+        jax.profiler.stop_trace()
+        print(f"profile of {_PROFILED} steps: tensorboard --logdir {tracing.pop()}", file=sys.stderr)
+
+    try:
+        yield at
+    finally:
+        if tracing:
+            stop()
 
 
 @contextlib.contextmanager

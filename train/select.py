@@ -2,10 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
-import optax
+import numpy as np
 
 from limbeck.model.errors import UserError, nearest
 from limbeck.model.params import Params, count, split
@@ -46,17 +45,6 @@ def apply_selection(selection: Selection, params: Params) -> tuple[Params, Param
     return trainable, frozen
 
 
-def masked(optimizer: optax.GradientTransformation, masks: Mapping[str, jax.Array]) -> optax.GradientTransformation:
-    """The optimiser with its update multiplied by the masks, last of all: not even decay moves a masked-out entry."""
-    if not masks:
-        return optimizer
-
-    def update(updates: Any, state: optax.OptState, params: optax.Params | None = None):
-        return {path: u * masks[path].astype(u.dtype) if path in masks else u for path, u in updates.items()}, state
-
-    return optax.chain(optimizer, optax.GradientTransformation(lambda params: optax.EmptyState(), update))
-
-
 def describe(trainable: Params, frozen: Params) -> str:
     """One line: how many parameters train, of how many, and in which leaves."""
     moving, total = count(trainable), count(trainable) + count(frozen)
@@ -64,8 +52,12 @@ def describe(trainable: Params, frozen: Params) -> str:
 
 
 def moved(before: Mapping[str, jax.Array], after: Mapping[str, jax.Array]) -> dict[str, bool]:
-    """For each leaf that both have, whether any bit of it changed. Both in the same layout (see `params.join`)."""
-    import numpy as np
+    """For each leaf that both have, whether any bit of it changed.
 
+    Both in the same layout (see `params.join`); what training keeps in float32 is compared in float32.
+    """
     shared: Sequence[str] = sorted(before.keys() & after.keys())
-    return {path: np.asarray(before[path]).tobytes() != np.asarray(after[path]).tobytes() for path in shared}
+    return {
+        path: np.asarray(before[path]).astype(after[path].dtype).tobytes() != np.asarray(after[path]).tobytes()
+        for path in shared
+    }

@@ -45,7 +45,7 @@ def divergence(params: dict) -> float:
 def test_the_loss_is_the_divergence_of_the_two_models():
     loss, metrics = distillation_loss(STUDENT_CONFIG, TEACHER)(PARAMS, batch_at(99), jax.random.key(0))
     assert float(loss) == pytest.approx(divergence(without_teacher(PARAMS)), rel=1e-5)
-    assert metrics["tokens"] == 40
+    assert metrics["weight"] == 40
 
 
 def test_the_student_learns_and_the_teacher_stays_bitwise():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from limbeck.model.errors import UserError
+from limbeck.model.files import locked
 from limbeck.tasks.sources import load_task
-from limbeck.tasks.tfds import alone
 
 
 def refused(path: Path | str, *parts: str) -> None:
@@ -120,17 +120,16 @@ def test_a_data_set_that_cannot_be_prepared(
     refused("tfds:tiny_reviews", "tfds:tiny_reviews", *parts)
 
 
-def test_one_at_a_time_prepares(tmp_path: Path) -> None:
-    entered = threading.Event()
+def test_one_at_a_time_prepares(tfds_folder: Path) -> None:
+    done = threading.Event()
 
-    def enter() -> None:
-        with alone(tmp_path, "fruits"):
-            entered.set()
+    def prepare() -> None:
+        load_task("tfds:tiny_reviews")
+        done.set()
 
-    other = threading.Thread(target=enter)
-    with alone(tmp_path, "fruits"):
+    other = threading.Thread(target=prepare)
+    with locked(tfds_folder / "tfds" / ".tiny_reviews.lock", wait=True):
         other.start()
-        with alone(tmp_path, "trees"):
-            assert not entered.wait(0.3)
-    assert entered.wait(10)
+        assert not done.wait(0.5)
+    assert done.wait(60)
     other.join()

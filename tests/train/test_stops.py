@@ -22,7 +22,6 @@ warnings.simplefilter("ignore")
 import jax, jax.numpy as jnp, numpy as np
 from limbeck.model.params import digest
 from limbeck.train.config import FitConfig, OptimConfig
-from limbeck.train.data import Example, batches, pack
 from limbeck.train.loop import fit
 
 SETTINGS = FitConfig(
@@ -49,8 +48,9 @@ def counted(function, last):
 
 def run(folder, kill_at, pause):
     rng = np.random.default_rng(0)
-    examples = [Example(rng.integers(1, 31, n).tolist(), 1) for n in rng.integers(3, 12, 64)]
-    batch_at = batches(pack(examples, 12), 4, 0)
+    def batch_at(step):
+        draw = np.random.default_rng(step)
+        return {"tokens_BT": draw.integers(1, 31, (4, 12)), "weights_BT": draw.random((4, 12), np.float32)}
     def counted_batch(step):
         if pause:
             import time; print(step, file=sys.stderr, flush=True); time.sleep(pause)
