@@ -3,12 +3,13 @@
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.experiments.config import apply_point, load_config, override
-from limbeck.experiments.rundir import open_run
+from limbeck.experiments.rundir import cache_folder, open_run
 from limbeck.model.errors import UserError, one_of
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     config = override(config, args.overrides)
     workdir = Path(args.workdir or Path("runs") / name)
     with open_run(workdir, config, args.argv) as rundir:
+        # Read when JAX is imported, which nothing has done yet; an own choice in the environment stays.
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder(rundir) / "xla"))
         return loaded.run(config, rundir)
 
 

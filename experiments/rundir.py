@@ -9,7 +9,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,24 @@ def commit() -> str | None:
         return _git("rev-parse", "HEAD") + (" (modified)" if _git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def stage(rundir: Path, name: str, compute: Callable[[], Any]) -> Any:
+    """The result (JSON) of a stage of a run, from `stages/<name>.json` if an earlier start got that far."""
+    path = rundir / "stages" / f"{name}.json"
+    if not path.exists():
+        start = time.perf_counter()
+        result = compute()
+        path.parent.mkdir(exist_ok=True)
+        record = {"seconds": time.perf_counter() - start, "result": result}
+        write_atomic(path, json.dumps(record, ensure_ascii=False, indent=1))
+    return json.loads(path.read_text(encoding="utf-8"))["result"]
+
+
+def cache_folder(rundir: Path) -> Path:
+    """What runs can share (training rows, compiled programs): beside the run, if that can be written, else in it."""
+    beside = rundir.absolute().parent
+    return (beside if os.access(beside, os.W_OK) else rundir) / ".cache"
 
 
 class MetricsLog:

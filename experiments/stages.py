@@ -16,7 +16,7 @@ from typing import Any
 from limbeck.distill.teacher import without_teacher
 from limbeck.evaluation.measure import measure
 from limbeck.experiments.lesson_config import LessonConfig
-from limbeck.experiments.rundir import MetricsLog
+from limbeck.experiments.rundir import MetricsLog, cache_folder
 from limbeck.inference.engine import Engine
 from limbeck.model.config import ModelConfig
 from limbeck.model.files import write_atomic
@@ -28,10 +28,12 @@ from limbeck.tasks.sources import load_task
 from limbeck.tasks.task import Record, Task
 from limbeck.tasks.world import corpus
 from limbeck.train.config import FitConfig
-from limbeck.train.data import Example, batches, chunked, completions, documents, mixture, pack
+from limbeck.train.data import Rows, Stream, batches, pack
+from limbeck.train.examples import chunked, completions, documents
 from limbeck.train.loop import fit
-from limbeck.train.loss import Batch, LossFn, token_loss
+from limbeck.train.loss import LossFn, token_loss
 from limbeck.train.optim import make_optimizer, optimizer_bytes
+from limbeck.train.row_cache import cached, rows_key
 from limbeck.train.select import Selection, apply_selection, describe, moved
 
 
@@ -43,7 +45,7 @@ class Lesson:
     folder: Path
     task: Task
     tokenizer: Tokenizer
-    foundation: list[Example]  # the foundation's text
+    foundation: list[str]  # the foundation's texts
     log: Callable[[dict], None]
 
     def stage(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -74,23 +76,43 @@ def prepare(config: LessonConfig, rundir: Path) -> Lesson:
     if not path.exists():
         train_bpe(texts, config.base.vocab_size, line_prefix=True).save(path)
     tokenizer = load_tokenizer(path)
-    return Lesson(config, rundir, task, tokenizer, documents(texts, tokenizer), MetricsLog(rundir).append)
+    return Lesson(config, rundir, task, tokenizer, texts, MetricsLog(rundir).append)
 
 
 def stream_of(
     lesson: Lesson, settings: FitConfig, task_share: float, written: Sequence[Record] = ()
-) -> Callable[[int], Batch]:
+) -> Stream:
     """Batches of foundation text and of task examples, the training split and the `written`; their share is given."""
-    of_task = round(task_share * settings.batch_size)
-    of_text = settings.batch_size - of_task
-    seed, length, streams = lesson.config.seed, settings.length, []
-    if of_task:
-        examples = completions(lesson.task, [*lesson.task.splits["train"], *written], lesson.tokenizer)
-        length = max(length, max(len(example.ids) - 1 for example in examples))  # no answer is cut
-        streams.append(batches(pack(examples, length), of_task, seed))
-    if of_text:
-        streams.append(batches(pack(chunked(lesson.foundation, length), length), of_text, seed))
-    return mixture(*streams)
+    length, sources = settings.length, []
+    if task_share > 0:
+        rows = _task_rows(lesson, [*lesson.task.splits["train"], *written], length)
+        length = rows.groups[0]["tokens_BT"].shape[1]
+        sources.append((rows, task_share))
+    if task_share < 1:
+        sources.append((_text_rows(lesson, length), 1 - task_share))
+    return batches(sources, settings.batch_size, lesson.config.seed)
+
+
+def _task_rows(lesson: Lesson, records: Sequence[Record], length: int) -> Rows:
+    """The records packed into rows of `length` tokens, or of as many as the longest needs: no answer is cut."""
+
+    def make() -> Rows:
+        examples = completions(lesson.task, records, lesson.tokenizer)
+        return pack(examples, max(length, max(len(example.ids) - 1 for example in examples)))
+
+    texts = [lesson.task.digest(), *(lesson.task.place(record) + json.dumps(record) for record in records)]
+    key = rows_key("completions", lesson.tokenizer, {"length": length}, texts)
+    return cached(cache_folder(lesson.folder) / "rows", key, make)
+
+
+def _text_rows(lesson: Lesson, length: int) -> Rows:
+    """The foundation's texts, in pieces packed into rows."""
+
+    def make() -> Rows:
+        return pack(chunked(documents(lesson.foundation, lesson.tokenizer), length), length)
+
+    key = rows_key("documents", lesson.tokenizer, {"length": length}, lesson.foundation)
+    return cached(cache_folder(lesson.folder) / "rows", key, make)
 
 
 def train(
@@ -99,7 +121,7 @@ def train(
     model: ModelConfig,
     start_from: Callable[[], Params],
     settings: FitConfig,
-    stream: Callable[[int], Batch],
+    stream: Stream,
     selection: Selection = Selection(),
     loss_fn: LossFn | None = None,
 ) -> dict[str, Any]:
@@ -120,6 +142,7 @@ def train(
             name=name,
             checkpoints=checkpoints,
             log=lesson.log,
+            example_name=stream.name,
         )
         final = without_teacher(join(merge(fitted.trainable, fitted.frozen)))
         save_pretrained(lesson.folder / "models" / name, model, final, lesson.tokenizer)

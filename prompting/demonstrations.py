@@ -57,8 +57,8 @@ def _shuffled(pool: Sequence[Record], rng: random.Random) -> Iterator[Record]:
 
 def _by_option(task: Task, pool: Sequence[Record], rng: random.Random) -> list[list[Record]]:
     """The pool's records of each option, the options in random order."""
-    if task.options is None:
-        raise UserError(f"balanced demonstrations need a closed set of answers: task {task.name!r} has no options")
+    if task.kind != "classification" or task.options is None:
+        raise UserError(f"balanced demonstrations need a closed set of answers: task {task.name!r} is a {task.kind}")
     parts: dict[str, list[Record]] = {option: [] for option in rng.sample(task.options, len(task.options))}
     for candidate in pool:
         parts[task.answer(candidate)].append(candidate)

@@ -1,4 +1,4 @@
-"""A task's records answered by a model: options are scored, open answers generated; zero-, one- and few-shot."""
+"""A task's records answered by a model: classes are scored, other answers generated; zero-, one- and few-shot."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,8 +34,9 @@ def make_request(
 ) -> GenerateRequest | ScoreRequest:
     """One BOS and the prompt; the options to score, or the separator at which a generated answer ends."""
     prompt = tuple(tokenizer.prompt(task.prompt(record, demonstrations)))
-    if task.options is None:
+    if task.kind != "classification":
         return GenerateRequest(prompt, Sampling(max_new_tokens), (task.template.separator,))
+    assert task.options is not None
     targets = [task.target(record, option) + task.template.separator for option in task.options]
     return ScoreRequest(prompt, tuple(tuple(ids) for ids in tokenizer.encode_batch(targets)))
 
@@ -97,7 +98,7 @@ def predict(task: Task, engine: Engine, records: Sequence[Record], shots: int = 
             portion = requests[start : start + _PORTION]
             results = (
                 engine.generate([r for r in portion if isinstance(r, GenerateRequest)])
-                if task.options is None
+                if task.kind != "classification"
                 else engine.score([r for r in portion if isinstance(r, ScoreRequest)])
             )
             answers += [read_answer(task, result) for result in results]

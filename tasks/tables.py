@@ -1,133 +1,147 @@
-"""Rows of named fields from JSONL, CSV and Parquet files; every mistake in them is told by file and row."""
+"""Rows of named fields, whatever they were read from, and the values in them; mistakes are told by file and row."""
 
-import codecs
-import csv
-import io
-import json
+import contextlib
 import math
 import numbers
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from limbeck.model.errors import UserError, nearest
+from limbeck.model.errors import UserError, nearest, one_of
+from limbeck.tasks.label_metrics import normalise, split_labels
+from limbeck.tasks.task import check_label, number_in, number_text
 
-Fields = Mapping[str, object]
-Rows = Iterator[tuple[int, Fields]]
+Fields = Mapping[str, Any]
+OnBadRow = Literal["error", "skip"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Row(NamedTuple):
+    """One row, or what is wrong with it, and where it stands."""
+
+    file: str  # or a data set's name and split
+    number: int  # in the file, from 1, as an editor shows it
+    index: int  # in the split, all its files counted on; the same if another row is left out
+    content: Fields | UserError
+
+    @property
+    def place(self) -> str:
+        """What an error calls it: 'FILE, row N'."""
+        return f"{self.file}, row {self.number}"
+
+    @property
+    def fields(self) -> Fields:
+        """The row's fields. Raises its UserError where it could not be read."""
+        if isinstance(self.content, UserError):
+            raise self.content
+        return self.content
 
 
 @dataclass(frozen=True)
 class Table:
-    """One split as it was read: rows numbered as an editor shows them, and where they came from."""
+    """One split: its rows, read when they are asked for, and the names of its classes."""
 
-    place: str  # what an error calls it: the file, or a data set's name and split
-    rows: list[tuple[int, Fields]]
-    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # legal answers, where the source has them
+    place: str  # what an error about the whole calls it: a file, or a data set's name and split
+    rows: Iterable[Row]
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names of the numbers in a field
 
 
-def read_table(path: Path) -> Table:
-    """The rows of a .jsonl, .csv or .parquet file.
+def each(
+    items: Iterable[Item], make: Callable[[Item], Result], on_bad_row: OnBadRow, skipped: list[str]
+) -> Iterator[Result]:
+    """make(item) of every item; with "skip" one that is a UserError is left out and its message goes to `skipped`."""
+    one_of("on_bad_row", on_bad_row, ["error", "skip"])
+    for item in items:
+        try:
+            made = make(item)
+        except UserError as error:
+            if on_bad_row == "error":
+                raise
+            skipped.append(str(error))
+        else:
+            yield made
 
-    Raises UserError that names file and row: another ending, not UTF-8, malformed, empty.
+
+def enough(place: str, kept: int, skipped: list[str]) -> None:
+    """Raises UserError where skipping left nothing, or less than was left out: then it is the reading that is wrong."""
+    if skipped and len(skipped) > kept:
+        raise UserError(
+            f"{place}: {len(skipped)} of {kept + len(skipped)} rows are bad, too many to skip; the first: {skipped[0]}"
+        )
+
+
+@contextlib.contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turns what the system refuses (no permission, a name too long) into a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        place, reason = error.filename or name, error.strerror or error
+        raise UserError(f"cannot read {place}: {reason}; mend that or name another file or folder") from error
+
+
+def text_of(table: Table, row: Row, name: str) -> str:
+    """The text of one field: a string as it is, a class by its name, UTF-8 bytes decoded, a number written out.
+
+    Raises UserError that names place and row: no such field, no value, empty, a list, no class, not Unicode.
     """
-    read = READERS.get(path.suffix.lower())
-    if read is None:
-        raise UserError(f"cannot read {path}: {path.suffix!r} is none of {', '.join(READERS)}; convert it to one")
-    rows = list(read(path))
-    if not rows:
-        raise UserError(f"{path} is empty: it needs at least one row")
-    return Table(str(path), rows)
+    return _text(_value(row, name), row.place, name, table.classes.get(name))
 
 
-def text_of(table: Table, row: int, fields: Fields, name: str) -> str:
-    """The text of one field: a string as it is, UTF-8 bytes decoded, a number or truth value written out.
+def number_of(row: Row, name: str) -> str:
+    """A field that holds a finite number, or the text of one, as its shortest text.
 
-    Raises UserError that names place and row: no such field, no value, empty, a list, not Unicode.
+    Raises UserError that names place and row.
     """
-    where = f"{table.place}, row {row}"
-    if name not in fields:
-        raise UserError(f"{where}: no field {name!r} among {', '.join(map(repr, fields))}{nearest(name, fields)}")
-    value = fields[name]
+    return number_text(number_in(_text(_value(row, name), row.place, name), row.place))
+
+
+def labels_of(table: Table, row: Row, name: str) -> tuple[str, ...]:
+    """The labels in a field, sorted: a list of them, or text such as 'joy, anger', or 'none' for no label.
+
+    Raises UserError that names place and row.
+    """
+    value, classes = _value(row, name), table.classes.get(name)
+    value = getattr(value, "tolist", lambda: value)()  # of a NumPy array
+    if isinstance(value, list | tuple):
+        labels = {normalise(_text(label, row.place, name, classes)) for label in value}
+    else:
+        labels = split_labels(_text(value, row.place, name, classes))
+    for label in sorted(labels):
+        check_label(label, row.place)
+    return tuple(sorted(labels))
+
+
+def _value(row: Row, name: str) -> object:
+    if name not in row.fields:
+        raise UserError(
+            f"{row.place}: no field {name!r} among {', '.join(map(repr, row.fields))}{nearest(name, row.fields)}"
+        )
+    return row.fields[name]
+
+
+def _text(value: object, place: str, name: str, classes: tuple[str, ...] | None = None) -> str:
+    if classes and isinstance(value, numbers.Integral):
+        number = int(value)
+        if not 0 <= number < len(classes):
+            raise UserError(
+                f"{place}: {name!r} is {number}, which names no class: where a split is unlabelled,"
+                ' name others as "splits" in a task.json'
+            )
+        return classes[number]
     if isinstance(value, bytes):
         value = value.decode(errors="surrogateescape")
     elif isinstance(value, bool):
         value = "true" if value else "false"
-    elif isinstance(value, numbers.Real) and math.isfinite(value):
+    elif isinstance(value, numbers.Integral) or (isinstance(value, numbers.Real) and math.isfinite(value)):
         value = str(value)
     if not isinstance(value, str):
-        raise UserError(f"{where}: {name!r} is {value!r:.40}: it must be text or a number")
+        raise UserError(f"{place}: {name!r} is {value!r:.40}: it must be text or a number")
     if not value.strip():
-        raise UserError(f"{where}: {name!r} is empty: fill it in or remove the row")
+        raise UserError(f"{place}: {name!r} is empty: fill it in or remove the row")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where}: {name!r} is not UTF-8 text: save the data as UTF-8") from error
+        raise UserError(f"{place}: {name!r} is not UTF-8 text: save the data as UTF-8") from error
     return value
-
-
-def _jsonl(path: Path) -> Rows:
-    for row, line in enumerate(_decoded(path).rstrip().split("\n"), 1):  # not splitlines: U+2028 is no end of line
-        if not line.strip():
-            raise UserError(f"{path}, row {row} is empty: remove it")
-        try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, row {row} is malformed JSON: {error}; one object a line") from error
-        if not isinstance(fields, dict):
-            raise UserError(f'{path}, row {row} is no JSON object: write it as {{"input": ..., "output": ...}}')
-        yield row, fields
-
-
-def _csv(path: Path) -> Rows:
-    reader = csv.reader(io.StringIO(_decoded(path).rstrip("\r\n"), newline=""), strict=True)
-    names: list[str] = []
-    row = 0
-    try:
-        for row, values in enumerate(reader, 1):
-            if row == 1:
-                names = values
-                if len(set(names)) < len(names):
-                    raise UserError(f"{path}, row 1: a field is named twice among {', '.join(names)}: rename one")
-            elif not values:
-                raise UserError(f"{path}, row {row} is empty: remove it")
-            elif len(values) != len(names):
-                raise UserError(
-                    f"{path}, row {row} has {len(values)} fields where the header names {len(names)}"
-                    f" ({', '.join(names)}): put text with a comma or a line break in double quotes"
-                )
-            else:
-                yield row, dict(zip(names, values, strict=True))
-    except csv.Error as error:
-        raise UserError(f"{path}, row {row + 1} is malformed CSV: {error}; quote it or use JSONL") from error
-
-
-def _parquet(path: Path) -> Rows:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}; is it a Parquet file?") from error
-    row = 0
-    try:
-        for row, values in enumerate(zip(*table.columns, strict=True), 1):
-            yield row, {name: value.as_py() for name, value in zip(table.column_names, values, strict=True)}
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, row {row} is not UTF-8 text: save the data as UTF-8") from error
-
-
-READERS: dict[str, Callable[[Path], Rows]] = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-
-
-def _decoded(path: Path) -> str:
-    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        row = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, row {row} is not UTF-8 text: save the file as UTF-8") from error
-    if not text.strip():
-        raise UserError(f"{path} is empty: it needs at least one row")
-    return text

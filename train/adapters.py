@@ -1,11 +1,13 @@
-"""Leaves that are added to a model: low-rank adapters, and folding them back in."""
+"""Leaves that are added to a model: low-rank adapters, and folding them back in; a head that answers in labels."""
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import Params, block_path, first_match
 
@@ -53,3 +55,18 @@ def fold_lora(params: Mapping[str, jax.Array]) -> Params:
             delta = scale * jnp.matmul(a.astype(jnp.float32), params[f"{stem}lora_b"].astype(jnp.float32))
             out[f"{stem}kernel"] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
     return out
+
+
+def add_head(
+    config: ModelConfig, params: Mapping[str, jax.Array], labels: Sequence[str], key: jax.Array
+) -> tuple[ModelConfig, Params]:
+    """The model with an output for each label, or one for a regression, in the place of the vocabulary's head.
+
+    The new leaf `score/kernel` [D, C] begins small (0.02), so that the first answers are near to undecided. Raises
+    UserError for no labels, or one that stands twice.
+    """
+    if not labels or len(set(labels)) < len(labels):
+        raise UserError(f"labels {list(labels)}: a head needs one or more, each listed once")
+    trunk = {path: leaf for path, leaf in params.items() if not path.startswith(("head/", "score/"))}
+    trunk["score/kernel"] = 0.02 * jax.random.normal(key, (config.width, len(labels)))
+    return dataclasses.replace(config, labels=tuple(labels)), trunk

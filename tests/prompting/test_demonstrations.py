@@ -131,5 +131,5 @@ def test_what_cannot_be_drawn_is_said(arguments: dict, message: str) -> None:
 
 
 def test_balance_needs_options() -> None:
-    with pytest.raises(UserError, match="'fruits' has no options"):
-        choose(dataclasses.replace(TASK, options=None), TEST[0], 2, 0, balanced=True)
+    with pytest.raises(UserError, match="'fruits' is a generation"):
+        choose(dataclasses.replace(TASK, options=None, kind="generation"), TEST[0], 2, 0, balanced=True)

@@ -47,6 +47,15 @@ def test_a_closed_answer_is_the_likeliest_option():
     assert predictions.answers[0] in (closed.options or ())
 
 
+def test_labels_and_numbers_are_generated_as_text():
+    records = [{"id": str(i), "input": "plum", "output": "none"} for i in range(2)]
+    parts = {"train": (records[0],), "test": (records[1],)}
+    labelled = Task("moods", parts, Template(), ("joy", "anger"), kind="multi_label")
+    assert isinstance(make_request(labelled, TOKENIZER, records[1]), GenerateRequest)
+    (answer,) = predict(labelled, ENGINE, labelled.splits["test"]).answers
+    assert isinstance(answer, str)
+
+
 def test_demonstrations_that_do_not_fit_are_left_out_whole_and_counted():
     long = task(pairs=(("a" * 20, "b"), ("c" * 20, "d"), ("e" * 20, "f"), ("g" * 20, "h")))
     requests, dropped = make_requests(long, ENGINE, long.splits["test"], shots=3)

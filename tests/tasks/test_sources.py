@@ -9,10 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from limbeck.model.errors import UserError
+from limbeck.tasks import readers
 from limbeck.tasks.sources import load_task
 from limbeck.tasks.task import Task, Template
 
@@ -199,80 +198,6 @@ def test_the_world_is_built_in() -> None:
 # Mistakes
 
 
-@pytest.mark.parametrize(
-    ("line", "parts"),
-    [
-        (b'{"input": "a", "output": "b"', ["malformed JSON", "one object a line"]),
-        (b"[" * 100_000, ["malformed JSON"]),
-        (b'{"input": ' + b"9" * 5000 + b', "output": "b"}', ["malformed JSON"]),
-        (b'["a", "b"]', ["no JSON object"]),
-        (
-            b'{"imput": "a", "output": "b"}',
-            ["no field 'input' among 'imput', 'output'", "did you mean 'imput'"],
-        ),
-        (b'{"input": "a"}', ["no field 'output'"]),
-        (b'{"input": "caf\xe9", "output": "b"}', ["not UTF-8"]),
-        (b'{"input": "\\ud800", "output": "b"}', ["'input' is not UTF-8"]),
-        (b'{"input": " ", "output": "b"}', ["'input' is empty"]),
-        (b'{"input": "a", "output": ""}', ["'output' is empty"]),
-        (b'{"input": null, "output": "b"}', ["'input' is None", "text or a number"]),
-        (b'{"input": ["a"], "output": "b"}', ["'input' is ['a']"]),
-        (b'{"input": NaN, "output": "b"}', ["'input' is nan"]),
-        (b'{"input": 1e999, "output": "b"}', ["'input' is inf"]),
-        (b"", ["is empty: remove it"]),
-        (b'{"id": "train/1", "input": "a", "output": "b"}', ["id 'train/1'", "row 1 already"]),
-        (b'{"id": [], "input": "a", "output": "b"}', ["'id' is []"]),
-    ],
-)
-def test_a_bad_row_is_named(tmp_path: Path, line: bytes, parts: list[str]) -> None:
-    good = json.dumps(FRUITS[0]).encode()
-    (tmp_path / "train.jsonl").write_bytes(b"\n".join([good, good, line, good]))
-    write(tmp_path / "test.jsonl", FRUITS)
-    refused(tmp_path, str(tmp_path / "train.jsonl"), "row 3", *parts)
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        (b"input,output\na,b\nc\n", ["row 3 has 1 fields where the header names 2 (input, output)"]),
-        (b"input,output\na,b\nc,d,e\n", ["row 3 has 3 fields"]),
-        (b"input,output\n\na,b\n", ["row 2 is empty"]),
-        (b'input,output\na,b\nc,"d', ["row 3", "malformed CSV"]),
-        (b"input,input\na,b\n", ["row 1", "named twice"]),
-        (b"input,output\na,\xff\n", ["row 2", "not UTF-8"]),
-        (b"input,output\n", ["is empty"]),
-        ("input,output\na,b\n".encode("utf-16"), ["row 1", "not UTF-8"]),
-        (b"input,output\na," + b"b" * 200_000, ["row 2", "field larger than field limit"]),
-        (b"input;output\na;b\n", ["'input;output'", "which answers"]),
-    ],
-)
-def test_bad_csv_is_named(tmp_path: Path, text: bytes, parts: list[str]) -> None:
-    (tmp_path / "train.csv").write_bytes(text)
-    refused(tmp_path, str(tmp_path / "train.csv"), *parts)
-
-
-def test_bad_parquet_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "train.parquet"
-    file.write_bytes(b"PAR1 and nothing more")
-    refused(file, str(file), "is it a Parquet file?")
-    whole = write(file, FRUITS).read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
-    refused(file, str(file), "is it a Parquet file?")
-    broken = pa.array([b"a", b"\xff"], pa.binary()).view(pa.string())
-    pq.write_table(pa.table({"input": broken, "output": ["b", "c"]}), file)
-    refused(file, str(file), "row 2", "not UTF-8")
-    pq.write_table(pa.table({"input": pa.array([], pa.string()), "output": pa.array([], pa.string())}), file)
-    refused(file, str(file), "is empty")
-
-
-@pytest.mark.parametrize("ending", ENDINGS[:2])
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
-def test_an_empty_file_is_named(tmp_path: Path, ending: str, content: bytes) -> None:
-    file = tmp_path / f"data{ending}"
-    file.write_bytes(content)
-    refused(file, str(file), "is empty")
-
-
 def test_an_answer_outside_the_options_is_named(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", REVIEWS)
     write(tmp_path / "test.jsonl", [*REVIEWS[:3], {"text": "hm", "label": "goood"}])
@@ -311,11 +236,11 @@ def test_an_ending_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_no_permission_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(self: Path) -> bytes:
-        raise PermissionError(13, "Permission denied", str(self))
+    def denied(path: Path, *args: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
 
     write(tmp_path / "train.jsonl", FRUITS)
-    monkeypatch.setattr(Path, "read_bytes", denied)  # not chmod: root may read everything
+    monkeypatch.setattr(readers, "open", denied, raising=False)  # not chmod: root may read everything
     refused(tmp_path, f"cannot read {tmp_path / 'train.jsonl'}: Permission denied; mend that")
 
 
@@ -328,7 +253,7 @@ def test_a_folder_without_train(tmp_path: Path) -> None:
 def test_a_split_in_two_files(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", FRUITS)
     write(tmp_path / "train.csv", FRUITS)
-    refused(tmp_path, "train.jsonl and train.csv both are the train split")
+    refused(tmp_path, "train.csv and train.jsonl both are the train split")
 
 
 def test_fields_that_cannot_be_guessed(tmp_path: Path) -> None:
@@ -373,33 +298,6 @@ def test_a_malformed_description_is_named(tmp_path: Path) -> None:
         refused(tmp_path, str(tmp_path / "task.json"), "one JSON object in UTF-8")
 
 
-# Anything at all
-
-
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    max_leaves=4,
-)
-ROWS = st.dictionaries(st.sampled_from(["input", "output", "id", "text", "label"]), JSON_VALUES).map(json.dumps)
-LINES = st.lists(ROWS.map(str.encode) | st.binary(max_size=20), max_size=5).map(b"\n".join)
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=60) | LINES, st.sampled_from(ENDINGS))
-def test_any_bytes_are_a_task_or_one_line(tmp_path: Path, content: bytes, ending: str) -> None:
-    file = tmp_path / f"data{ending}"
-    file.write_bytes(content)
-    try:
-        task = load_task(file)
-    except UserError as error:
-        assert len(str(error).splitlines()) == 1
-    else:
-        task.digest()
-        for record in task.splits["train"]:
-            task.prompt(record, task.splits["test"]).encode()
-
-
 # Real data
 
 
@@ -424,7 +322,7 @@ def test_real_data(
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("name", ["stsb", "gsm8k", "e2e_nlg", "in_context_tasks", "tinyshakespeare/input.txt"])
+@pytest.mark.parametrize("name", ["gsm8k", "e2e_nlg", "in_context_tasks", "tinyshakespeare/input.txt"])
 def test_real_data_that_needs_a_word(shared_data: Path, name: str) -> None:
     refused(shared_data / name, name)
 

@@ -1,6 +1,5 @@
 """Templates and tasks: what they render, whatever the data holds, and what they refuse."""
 
-import dataclasses
 import re
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.model.errors import UserError
-from limbeck.tasks.task import Record, Task, Template, fields, render
+from limbeck.tasks.task import KINDS, Record, Task, Template, fields, render
 
 PLUM, PEAR, LEMON = (
     {"id": key, "input": key, "output": value}
@@ -19,8 +18,8 @@ PLUM, PEAR, LEMON = (
 
 
 def fruits(**changes) -> Task:
-    task = Task("fruits", {"train": (PLUM, PEAR), "test": (LEMON,)}, Template(), None)
-    return dataclasses.replace(task, **changes)
+    parts: dict = dict(splits={"train": (PLUM, PEAR), "test": (LEMON,)}, template=Template(), options=None)
+    return Task(**{"name": "fruits", **parts, **changes})
 
 
 def test_the_reference_prompt() -> None:
@@ -105,7 +104,7 @@ def test_a_template_is_checked(parts: dict[str, str], message: str) -> None:
     [
         (
             {"metric": "acuracy"},
-            "unknown metric 'acuracy': one of accuracy, macro_f1; did you mean 'accuracy'",
+            "unknown metric 'acuracy': one of accuracy, macro_f1.*did you mean 'accuracy'",
         ),
         ({"options": ()}, "must be one or more"),
         ({"options": ("drupe", "pome", "drupe")}, "each listed once"),
@@ -167,3 +166,73 @@ def test_a_task_needs_no_jax() -> None:
     code = "import sys, limbeck.tasks.sources, limbeck.prompting.demonstrations as d; print(sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"'jax'", "'pyarrow'", "'tensorflow_datasets'"} & set(re.findall(r"'\w+'", modules))
+
+
+# Kinds
+
+
+ANGRY, CALM, MIXED = (
+    {"id": key, "input": key, "output": value}
+    for key, value in [("angry", "anger"), ("calm", "none"), ("mixed", "joy, anger")]
+)
+WARM, COLD = ({"id": key, "input": key, "output": value} for key, value in [("warm", "21.5"), ("cold", "-3")])
+
+
+def moods(**changes) -> Task:
+    parts: dict = dict(splits={"train": (ANGRY, CALM), "test": (MIXED,)}, options=("joy", "anger"), kind="multi_label")
+    return fruits(**{**parts, **changes})
+
+
+def degrees(**changes) -> Task:
+    return fruits(**{"splits": {"train": (WARM,), "test": (COLD,)}, "kind": "regression", **changes})
+
+
+def test_the_kind_follows_the_options_if_it_is_not_given() -> None:
+    closed = ("drupe", "pome", "hesperidium")
+    assert (fruits().kind, fruits(options=closed).kind) == ("generation", "classification")
+    assert fruits().digest() == fruits(kind="generation", metric="accuracy").digest()
+    assert fruits(options=closed).labels(PLUM) == ("drupe",)
+
+
+def test_labels_and_numbers() -> None:
+    task = moods()
+    assert [task.labels(record) for record in (ANGRY, CALM, MIXED)] == [("anger",), (), ("joy", "anger")]
+    assert task.prompt(MIXED, [CALM]) + task.target(MIXED) == "calm: none\nmixed: joy, anger"
+    assert [degrees().number(record) for record in (WARM, COLD)] == [21.5, -3.0]
+    assert (task.metric, degrees().metric) == ("micro_f1", "pearson")
+
+
+def test_the_digest_sees_the_kind() -> None:
+    assert degrees(metric="mse").digest() != degrees().digest()
+    assert len({moods().digest(), degrees().digest(), fruits().digest()}) == 3
+    answers = {"train": (ANGRY,), "test": ({**ANGRY, "id": "2"},)}
+    both = [fruits(splits=answers, options=("joy", "anger"), metric="accuracy", kind=kind) for kind in KINDS[1:3]]
+    assert both[0].digest() != both[1].digest()
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "message"),
+    [
+        (fruits, {"kind": "regresion"}, "unknown kind 'regresion'.*did you mean 'regression'"),
+        (fruits, {"kind": "classification"}, "options .* must be one or more"),
+        (fruits, {"options": ("drupe",), "kind": "generation"}, "is a generation and has options"),
+        (fruits, {"kind": "regression"}, "record 'plum': 'drupe' is no finite number"),
+        (degrees, {"options": ("21.5", "-3")}, "is a regression and has options"),
+        (degrees, {"metric": "accuracy"}, "metric 'accuracy' is none for .* 'regression': pearson, spearman, mse"),
+        (degrees, {"template": Template(separator="1.")}, "'21.5' holds the separator '1.'"),
+        (moods, {"options": None}, "must be one or more"),
+        (moods, {"options": ("joy", "anger", "joy")}, "each listed once"),
+        (moods, {"options": ("joy", "none")}, "'none' cannot be one label"),
+        (moods, {"options": ("joy", "anger, rage")}, "'anger, rage' cannot be one label"),
+        (moods, {"options": ("joy", " anger")}, "' anger' cannot be one label"),
+        (moods, {"options": ("joy", "")}, "'' cannot be one label"),
+        (moods, {"options": ("anger", "joy")}, "record 'mixed': 'joy, anger' must have each label once, in the"),
+        (moods, {"options": ("joy", "angr")}, "record 'angry': 'anger'.*did you mean 'angr'"),
+        (moods, {"metric": "mse"}, "metric 'mse' is none for"),
+        (moods, {"template": Template(separator=",")}, "'joy, anger' holds the separator ','"),
+    ],
+)
+def test_a_kind_is_checked(make, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        make(**changes)
+    assert "\n" not in str(error.value)

@@ -11,6 +11,7 @@ import pytest
 from limbeck.model.errors import UserError
 from limbeck.model.files import locked
 from limbeck.tasks.sources import load_task
+from limbeck.tasks.texts import read_texts
 
 
 def refused(path: Path | str, *parts: str) -> None:
@@ -35,6 +36,7 @@ def tiny_reviews() -> None:
                 "text": tfds.features.Text(),
                 "label": tfds.features.ClassLabel(names=["good", "bad", "ugly"]),
                 "stars": tfds.features.Scalar(np.float32),
+                "moods": tfds.features.Sequence(tfds.features.ClassLabel(names=["joy", "anger"])),
             }
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -43,7 +45,8 @@ def tiny_reviews() -> None:
 
         def _generate_examples(self, split):
             for i in range(60 if split == "train" else 5):
-                yield i, {"text": f"نقد {i}", "label": -1 if split == "blind" else i % 2, "stars": 0.5}
+                label = -1 if split == "blind" else i % 2
+                yield i, {"text": f"نقد {i}", "label": label, "stars": 0.5, "moods": ["anger", "joy"][: i % 3]}
 
 
 @pytest.fixture
@@ -64,6 +67,27 @@ def test_a_tfds_name(tfds_folder: Path) -> None:
     assert "tensorflow" not in sys.modules
     files = [file.name for file in (tfds_folder / "tfds" / "tiny_reviews" / "1.0.0").iterdir()]
     assert any("array_record" in name for name in files)
+
+
+def test_a_tfds_name_described_from_python(tfds_folder: Path) -> None:
+    said = {"kind": "multi_label", "input": "text", "output": "moods"}
+    task = load_task("tfds:tiny_reviews", description=said)
+    assert task.options == ("joy", "anger")
+    expected = [(), ("anger",), ("joy", "anger")]
+    for record in task.splits["train"]:
+        assert task.labels(record) == expected[int(record["text"].split()[1]) % 3]
+    assert task.place(task.splits["test"][2]) == "tfds:tiny_reviews test, row 3"
+    stars = load_task("tfds:tiny_reviews", description={"kind": "regression", "input": "text", "output": "stars"})
+    assert {stars.number(record) for record in stars.splits["test"]} == {0.5}
+    blind = load_task("tfds:tiny_reviews", description={**said, "splits": {"train": "train", "test": "blind"}})
+    assert len(blind.splits["test"]) == 5  # a class that is not asked for need not be one
+
+
+def test_text_of_a_tfds_name(tfds_folder: Path) -> None:
+    found = read_texts("tfds:tiny_reviews", split="test")
+    assert sorted(document.text for document in found.documents) == [f"نقد {i}" for i in range(5)]
+    with pytest.raises(UserError, match="'validation': one of train, test"):
+        read_texts("tfds:tiny_reviews", split="validation")
 
 
 def test_a_description_of_a_tfds_name(tfds_folder: Path) -> None:

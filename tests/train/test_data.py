@@ -1,73 +1,267 @@
-"""Packing loses nothing, and a batch depends on the step alone."""
+"""Packing and padding lose nothing, and a batch depends on seed and step alone."""
+
+import itertools
+import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from limbeck.model.errors import UserError
 from limbeck.model.tokenizer import byte_tokenizer
-from limbeck.tasks.task import Task, Template
-from limbeck.train.data import Example, batches, chunked, completions, documents, mixture, pack
+from limbeck.train.data import Rows, batches, pack, pad, place
+from limbeck.train.examples import Example, Labelled, documents, example
 
-TOKENIZER = byte_tokenizer()
+NAMES = {"tokens_BT", "targets_BT", "weights_BT", "positions_BT", "segments_BT"}
 
 
-def unpack(rows) -> list[tuple[list[int], list[int], list[float]]]:
-    """(tokens, targets, weights) of every segment."""
-    found = []
-    for row in range(len(rows["tokens_BT"])):
-        for segment in range(1, rows["segments_BT"][row].max() + 1):
-            at = np.flatnonzero(rows["segments_BT"][row] == segment)
-            assert rows["positions_BT"][row, at].tolist() == list(range(len(at)))
-            found.append(tuple(rows[name][row, at].tolist() for name in ("tokens_BT", "targets_BT", "weights_BT")))
+def unpack(rows: Rows) -> dict[int, dict[str, list]]:
+    """What the rows hold of each example, by its number."""
+    found: dict[int, dict[str, list]] = {}
+    for group in rows.groups:
+        for row, segments in enumerate(group["segments_BT"]):
+            for segment in np.unique(segments[segments > 0]):
+                at = np.flatnonzero(segments == segment)
+                assert (np.diff(at) == 1).all() and segment - 1 not in found
+                assert group["positions_BT"][row, at].tolist() == list(range(len(at)))
+                found[int(segment) - 1] = {name: array[row, at].tolist() for name, array in group.items()}
+        padding = group["segments_BT"] == 0
+        assert not any(array[padding].any() for array in group.values())
     return found
 
 
-def test_packing_keeps_every_example_once_and_weighs_nothing_else():
+def example_rows(count: int, longest: int, seed: int = 0) -> list[Example]:
+    rng = np.random.default_rng(seed)
+    return [
+        Example(rng.integers(1, 99, n).astype(np.int32), rng.random(n) < 0.6, f"ردیف {i}")
+        for i, n in enumerate(rng.integers(2, longest + 1, count))
+    ]
+
+
+some_examples = st.lists(
+    st.lists(st.tuples(st.integers(0, 500), st.booleans()), min_size=2, max_size=13), min_size=1, max_size=30
+).map(
+    lambda many: [
+        Example(np.array([i for i, _ in one], np.int32), np.array([c for _, c in one]), f"row {n}")
+        for n, one in enumerate(many)
+    ]
+)
+
+
+@given(some_examples, st.booleans())
+@settings(deadline=None)
+def test_packed_and_padded_rows_hold_every_example_once(examples, packed):
+    rows = pack(examples, 12) if packed else pad(examples, (12, 3, 7))
+    for group in rows.groups:
+        assert group.keys() == NAMES
+        assert {name: array.dtype for name, array in group.items()} == {
+            name: np.float32 if name == "weights_BT" else np.int32 for name in NAMES
+        }
+    found = unpack(rows)
+    assert sorted(found) == list(range(len(examples)))
+    for number, (ids, counts, name) in enumerate(examples):
+        assert found[number]["tokens_BT"] == ids[:-1].tolist()
+        assert found[number]["targets_BT"] == ids[1:].tolist()
+        assert found[number]["weights_BT"] == counts[1:].tolist()
+        assert rows.names_E[number].decode() == name
+    if not packed:
+        for group in rows.groups:
+            size = (group["segments_BT"] > 0).sum(1)
+            shorter = [length for length in (0, 3, 7, 12) if length < group["tokens_BT"].shape[1]][-1]
+            assert (size > shorter).all() and (group["segments_BT"] == group["segments_BT"][:, :1])[size > 12].all()
+
+
+heads = st.one_of(
+    st.tuples(st.integers(1, 5), st.just(0)), st.tuples(st.just(0), st.just(1)), st.tuples(st.just(0), st.just(3))
+)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=20), heads, st.booleans())
+@settings(deadline=None)
+def test_a_head_answers_at_the_last_token(sizes, head, packed):
+    options, width = head
     rng = np.random.default_rng(0)
     examples = [
-        Example(rng.integers(1, 99, n).tolist(), int(rng.integers(1, n)))
-        for n in rng.integers(2, 20, 300)
+        Labelled(
+            rng.integers(1, 99, n).astype(np.int32),
+            int(rng.integers(options)) if options else 0,
+            rng.random(width).astype(np.float32),
+            "",
+        )
+        for n in sizes
     ]
+    rows = pack(examples, 9) if packed else pad(examples, (4, 9))
+    assert all(group.keys() == NAMES | ({"values_BTC"} if width else set()) for group in rows.groups)
+    found = unpack(rows)
+    for number, made in enumerate(examples):
+        before = [0] * (len(made.ids) - 1)
+        assert found[number]["tokens_BT"] == made.ids.tolist()
+        assert found[number]["weights_BT"] == [*before, 1.0]
+        assert found[number]["targets_BT"] == [*before, made.option]
+        if width:
+            assert found[number]["values_BTC"] == [*([0] * width for _ in before), made.values.tolist()]
+
+
+def test_what_is_too_long_is_named_or_left_out_and_said():
+    lengths = {2: 3, 9: 9, 5: 5, 8: 8}
+    examples = [example(range(n), 1, f"نظر.csv, row {row}") for row, n in lengths.items()]
+    for make in (lambda bad: pack(examples, 4, bad), lambda bad: pad(examples, [2, 4], bad)):
+        with pytest.raises(UserError, match=r"row 9: 8 tokens, where a row holds 4 \(and 1 more\)") as error:
+            make("error")
+        assert "\n" not in str(error.value)
+        rows = make("skip")
+        assert sorted(unpack(rows)) == [0, 2]
+        assert rows.skipped == tuple(f"نظر.csv, row {n}: {n - 1} tokens, where a row holds 4" for n in (9, 8))
+    with pytest.raises(UserError, match="on_bad_row 'skp'.*did you mean 'skip'"):
+        pack(examples, 4, "skp")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="training split is empty, all 4 were left out: نظر.csv, row 2: 2 tokens"):
+        batches(pack(examples, 1, "skip"), 4, 0)
+    with pytest.raises(UserError, match="training split is empty$"):
+        batches(pack([], 4), 4, 0)
+
+
+def slow_best_fit(sizes: list[int], length: int) -> list[int]:
+    """The room that is left in the row that each gets, by looking at all rows."""
+    rooms, left = [], []
+    for size in sizes:
+        fitting = [row for row, room in enumerate(rooms) if room >= size]
+        if not fitting:
+            rooms.append(length)
+            fitting = [len(rooms) - 1]
+        row = min(fitting, key=lambda row: rooms[row])
+        rooms[row] -= size
+        left.append(rooms[row])
+    return left
+
+
+@given(st.lists(st.integers(1, 30), max_size=60), st.integers(30, 70))
+def test_each_goes_where_it_leaves_least_room(sizes, length):
+    rows, starts = place(sizes, length)
+    assert [length - start - size for start, size in zip(starts, sizes, strict=True)] == slow_best_fit(sizes, length)
+    taken = set()
+    for row, start, size in zip(rows.tolist(), starts.tolist(), sizes, strict=True):
+        tokens = {(row, at) for at in range(start, start + size)}
+        assert not tokens & taken and start + size <= length
+        taken |= tokens
+    assert sorted(set(rows.tolist())) == list(range(len(set(rows.tolist()))))
+
+
+def test_packing_is_quick_and_leaves_little_room():
+    examples = example_rows(20_000, 20)
+    start = time.perf_counter()
     rows = pack(examples, 24)
-    got = sorted(unpack(rows))
-    expected = sorted(
-        (ids[:-1], ids[1:], [0.0] * (context - 1) + [1.0] * (len(ids) - context)) for ids, context in examples
-    )
-    assert got == expected
-    padding = rows["segments_BT"] == 0
-    assert not rows["weights_BT"][padding].any() and not rows["tokens_BT"][padding].any()
-    assert (rows["segments_BT"] > 0).mean() > 0.9  # first fit leaves little room
-    with pytest.raises(UserError, match="nothing|row holds 3"):
-        pack(examples, 3)
+    assert time.perf_counter() - start < 2  # a tenth of a second on a machine that has nothing else to do
+    assert (rows.groups[0]["segments_BT"] > 0).mean() > 0.98
 
 
-def test_long_documents_are_cut_into_pieces_that_predict_each_token_once():
-    examples = documents(["a long sentence of bytes", "x", ""], TOKENIZER)
-    pieces = chunked(examples, 7)
-    targets = [token for ids, context in pieces for token in ids[context:]]
-    assert targets == [token for ids, context in examples for token in ids[context:]]
-    assert max(len(ids) for ids, _ in pieces) == 8
-    assert examples[0].ids[0] == TOKENIZER.bos_id and examples[0].ids[-1] == TOKENIZER.eos_id
+def test_a_row_is_not_of_one_label_where_the_file_is_sorted_by_it():
+    rows = pack([example([label] * 5, 1) for label in range(1, 21) for _ in range(40)], 40)
+    labels = [len(set(row[row > 0].tolist())) for row in rows.groups[0]["tokens_BT"]]
+    assert np.mean(labels) > 6  # of ten
 
 
-def test_the_loss_of_a_completion_counts_the_answer_and_what_ends_it():
-    record = {"id": "0", "input": "lemon", "output": "hesperidium"}
-    task = Task("t", {"train": (record,), "test": ({**record, "id": "1"},)}, Template(), None)
-    [(ids, context)] = completions(task, task.splits["train"], TOKENIZER)
-    assert TOKENIZER.decode(ids[:context]) == "lemon:"
-    assert TOKENIZER.decode(ids[context:]) == " hesperidium\n"
-    assert ids.count(TOKENIZER.bos_id) == 1
+def numbered(count: int, start: int = 0, length: int = 2) -> Rows:
+    """Rows of one example each that hold its number, from `start` on."""
+    return pad([example([start + i] * (length + 1), 1, f"{start + i}") for i in range(count)], [length])
+
+
+def seen(stream, steps) -> list[list[int]]:
+    return [stream(step)["tokens_BT"][:, 0].tolist() for step in steps]
 
 
 def test_batches_are_a_function_of_seed_and_step_and_visit_every_row():
-    rows = {"tokens_BT": np.arange(10)[:, None]}
-    first, again, other = batches(rows, 4, 0), batches(rows, 4, 0), batches(rows, 4, 1)
-    seen = [first(step)["tokens_BT"][:, 0].tolist() for step in range(5)]
-    assert sorted(sum(seen, [])) == sorted(list(range(10)) * 2)  # two passes, each row once in either
-    assert sorted(sum(seen, [])[:10]) == list(range(10))
-    assert [again(step)["tokens_BT"][:, 0].tolist() for step in (4, 0)] == [seen[4], seen[0]]
-    assert [other(step)["tokens_BT"][:, 0].tolist() for step in range(5)] != seen
-    both = mixture(first, other)(3)["tokens_BT"]
-    assert both.tolist() == [*first(3)["tokens_BT"].tolist(), *other(3)["tokens_BT"].tolist()]
-    with pytest.raises(UserError, match="training split is empty"):
-        batches({"tokens_BT": np.zeros((0, 4))}, 4, 0)
+    rows = numbered(10)
+    first = seen(batches(rows, 4, 0), range(5))
+    assert sorted(sum(first, [])) == sorted([*range(10)] * 2)
+    assert sorted(sum(first, [])[:10]) == list(range(10))  # each pass has each row once
+    assert sum(first, [])[:10] != sum(first, [])[10:]
+    assert seen(batches(rows, 4, 0), (4, 0)) == [first[4], first[0]]
+    others = [sum(seen(batches(rows, 10, seed), range(3)), []) for seed in range(20)]
+    passes = {tuple(order[i : i + 10]) for order in others for i in (0, 10, 20)}
+    assert len(passes) == 60  # no seed's second pass is another's first
+
+
+def test_the_order_is_the_one_that_runs_have_begun_with():
+    assert seen(batches(numbered(10), 5, 0), range(2)) == ORDER, "a run would go on with other batches than it began"
+
+
+ORDER = [[0, 4, 2, 3, 7], [9, 5, 8, 1, 6]]
+
+
+@given(st.integers(1, 7), st.integers(1, 9), st.sampled_from([1, 2, 3, 6]), st.integers(0, 2**40))
+@settings(deadline=None, max_examples=30)
+def test_the_parts_of_all_hosts_are_the_batch_of_one(count, other, hosts, seed):
+    sources = [(numbered(count), 0.7), (pad(example_rows(other, 9), [4, 8]), 0.3)]
+    whole = batches(sources, 6, seed)
+    parts = [batches(sources, 6, seed, host=host, hosts=hosts) for host in range(hosts)]
+    for step in (0, 1, 2, 5, 1000):
+        batch, pieces = whole(step), [part(step) for part in parts]
+        assert all(len(piece["tokens_BT"]) == 6 // hosts for piece in pieces)
+        for name, array in batch.items():
+            assert np.array_equal(array, np.concatenate([piece[name] for piece in pieces]))
+
+
+def test_hosts_divide_the_batch():
+    with pytest.raises(UserError, match="batch_size=6 cannot be divided among 4 hosts"):
+        batches(numbered(3), 6, 0, hosts=4)
+
+
+@pytest.mark.parametrize("weights", [(0.75, 0.25), (1, 2, 5), (0.9, 0.1), (1 / 3, 2 / 3), (3.0, 300.0)])
+def test_a_mixture_has_its_shares_at_every_moment_and_any_step_alone(weights):
+    sources = [(numbered(7 + i, 1000 * i), weight) for i, weight in enumerate(weights)]
+    stream = batches(sources, 8, 0)
+    tokens = np.array(sum(seen(stream, range(200)), []))
+    for i, weight in enumerate(weights):
+        share = float(Fraction(weight) / sum(map(Fraction, weights)))
+        had = np.cumsum(tokens // 1000 == i)
+        error = np.abs(had - share * np.arange(1, len(tokens) + 1))
+        assert error.max() < 2 + 0.01 * share * len(tokens)
+        of_source = tokens[tokens // 1000 == i] - 1000 * i
+        for start in range(0, len(of_source) - 7 - i, 7 + i):  # each source goes through its own passes
+            assert sorted(of_source[start : start + 7 + i]) == list(range(7 + i))
+    again = batches(sources, 8, 0)
+    assert seen(again, (150, 3, 77)) == [tokens[8 * s : 8 * s + 8].tolist() for s in (150, 3, 77)]
+
+
+def test_padded_rows_come_in_batches_of_one_length_in_proportion():
+    rows = pad(example_rows(300, 33), [8, 16, 32])
+    stream = batches(rows, 4, 0)
+    lengths = [stream(step)["tokens_BT"].shape for step in range(400)]
+    counts = {group["tokens_BT"].shape[1]: len(group["tokens_BT"]) for group in rows.groups}
+    assert sum(counts.values()) == 300 and len(counts) == 3
+    for length, count in counts.items():
+        assert abs(lengths.count((4, length)) - 400 * count / 300) < 6
+    for bucket in rows.groups:
+        length = bucket["tokens_BT"].shape[1]
+        steps = [step for step in range(400) if lengths[step] == (4, length)]
+        segments = [number for step in steps for number in stream(step)["segments_BT"][:, 0].tolist()]
+        assert sorted(segments[: counts[length]]) == sorted(bucket["segments_BT"][:, 0])
+
+
+def test_every_segment_of_a_mixture_leads_back_to_its_example():
+    of_text = pack(documents(["درخت", "a tree", "گل", "a flower"] * 5, byte_tokenizer()), 24)
+    of_others = pack([example([7] * 5, 1, f"moods.csv, row {i}") for i in range(11)], 24)
+    for sources in ([(of_text, 1.0), (of_others, 3.0)], [(of_others, 1.0), (of_text, 1.0)]):
+        stream = batches(sources, 4, 0)
+        names = set()
+        for step, row in itertools.product(range(20), range(4)):
+            batch = stream(step)
+            for segment in np.unique(batch["segments_BT"][row]):
+                tokens = batch["tokens_BT"][row, batch["segments_BT"][row] == segment]
+                if segment == 0:
+                    assert not tokens.any()
+                    continue
+                name = stream.name(int(segment) - 1)
+                assert name.startswith("moods" if (tokens == 7).all() else "text")
+                names.add(name)
+        assert len(names) == 31
+    with pytest.raises(IndexError):
+        stream.name(31)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_weight_is_positive(weight):
+    with pytest.raises(UserError, match=f"weight {weight} of source 1"):
+        batches([(numbered(3), 1.0), (numbered(3), weight)], 4, 0)

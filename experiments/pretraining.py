@@ -1,0 +1,194 @@
+"""Training on text: a foundation from scratch, or one that goes on; the same loop as any tuning."""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from limbeck.evaluation.baseline import compressed_bits_per_byte
+from limbeck.evaluation.quantities import duration, quantity
+from limbeck.evaluation.report import terminal_table, write_report
+from limbeck.experiments.machine import machine
+from limbeck.experiments.pretraining_config import PretrainingConfig
+from limbeck.experiments.rundir import stage, versions
+from limbeck.experiments.start import Start, adapted, begin
+from limbeck.experiments.text_sources import Source, read_sources, rows_of, tokens_of
+from limbeck.experiments.tracking import tracking
+from limbeck.inference.engine import Engine
+from limbeck.inference.requests import GenerateRequest, Sampling
+from limbeck.model.flops import step_flops
+from limbeck.model.params import Params, count, join, merge, nbytes
+from limbeck.model.peak import peak
+from limbeck.model.pretrained import load_pretrained, save_pretrained
+from limbeck.train.data import Rows, batches
+from limbeck.train.loop import Evaluation, fit
+from limbeck.train.loss import token_loss
+from limbeck.train.select import apply_selection, describe
+from limbeck.train.validation import mean_loss
+
+_CONTINUED = 60  # tokens of a sample
+
+
+def run(config: PretrainingConfig, rundir: Path) -> int:
+    """Reads, tokenises, estimates, trains, saves `model/`, reports; exit status 0."""
+    sources = read_sources(config)
+    start = _start(config, sources, rundir)
+    trainable, frozen = apply_selection(start.selection, start.params)
+    print(describe(trainable, frozen), file=sys.stderr)
+    length, rows_at_once = config.fit.length, config.fit.batch_size
+    rows = [rows_of(source, source.training, start.tokenizer, config, rundir) for source in sources]
+    held_out = [rows_of(source, source.held_out, start.tokenizer, config, rundir) for source in sources]
+    tokens = [tokens_of(each) for each in rows]
+    # Packed rows, in which a token sees less than half of its row on average: an upper bound.
+    per_step = step_flops(start.config, trainable, frozen, rows_at_once * length, length / 2)
+    facts = _estimate(config, count(start.params), sum(tokens), per_step)
+    for name, value in facts:
+        print(f"{name:22} {value}", file=sys.stderr)
+    evaluate = _evaluation(config, start, held_out, sources)
+
+    def train() -> dict[str, Any]:
+        stream = batches(list(zip(rows, config.weights or tokens, strict=True)), rows_at_once, config.seed)
+        with tracking(rundir, config, config.wandb) as log:
+            fitted = fit(
+                token_loss(start.config, z_loss=config.z_loss),
+                start.params,
+                stream,
+                config.fit,
+                selection=start.selection,
+                seed=config.seed,
+                name="pretrain",
+                checkpoints=rundir / "checkpoints",
+                log=log,
+                evaluate=evaluate,
+                example_name=stream.name,
+                flops_per_step=per_step,
+                profile=rundir / "profile" if config.profile else None,
+            )
+        save_pretrained(rundir / "model", start.config, join(merge(fitted.trainable, fitted.frozen)), start.tokenizer)
+        return {
+            "curve": fitted.curve,
+            "evaluations": fitted.evaluations,
+            "train_seconds": fitted.seconds,
+            "skipped": fitted.skipped,
+        }
+
+    trained = stage(rundir, "pretrain", train)
+    final = load_pretrained(rundir / "model")
+    found = stage(rundir, "validation", lambda: evaluate(final.params).metrics)
+    main = "bits_per_byte" if "bits_per_byte" in found else "perplexity"
+    others = stage(rundir, "compressors", lambda: _compressors(sources)) if main == "bits_per_byte" else {}
+    row = {
+        "method": "pretrained",
+        "metrics": {name: _value(found[name]) for name in (main, "perplexity")},
+        "params_total": count(final.params),
+        "params_trainable": count(trainable),
+        "bytes": nbytes(final.params),
+        "train_seconds": trained["train_seconds"],
+        "flops_per_step": per_step,
+    }
+    data = {
+        "title": f"Limbeck: {rundir.name}, a foundation of {quantity(count(final.params))} parameters",
+        "command": (rundir / "command.txt").read_text(encoding="utf-8").splitlines()[-1],
+        "seed": config.seed,
+        "seconds": trained["train_seconds"],
+        "machine": machine(),
+        "versions": versions(),
+        "metric": main,
+        "facts": facts,
+        "rows": [row, *({"method": name, "metrics": {main: _value(bits)}} for name, bits in others.items())],
+        "curves": {"pretrain": trained["curve"]},
+        "evaluations": {
+            "pretrain": [{k: v for k, v in each.items() if k != "texts"} for each in trained["evaluations"]]
+        },
+        "texts": found["texts"],
+        "skipped": [*(line for part in (*sources, *rows) for line in part.skipped), *trained["skipped"]],
+    }
+    write_report(rundir, data)
+    Console().print(terminal_table(data))
+    for text in found["texts"]:
+        print(f"> {text['prompt']}{text['text']}")
+    print(f"{duration(trained['train_seconds'])}; the model is {rundir / 'model'}, the report {rundir / 'report.html'}")
+    return 0
+
+
+def _start(config: PretrainingConfig, sources: Sequence[Source], rundir: Path) -> Start:
+    texts = [str(text) for source in sources if source.kind == "documents" for text in source.training]
+    start = begin(
+        config.model,
+        rundir,
+        texts,
+        vocab_size=config.vocab_size,
+        max_len=config.max_len,
+        tokenizer=config.tokenizer,
+        seed=config.seed,
+    )
+    start = start._replace(config=dataclasses.replace(start.config, dtype=config.dtype, remat=config.remat))
+    return adapted(
+        start,
+        labels=(),
+        trains=config.trains,
+        lora_rank=config.lora_rank,
+        lora_targets=config.lora_targets,
+        seed=config.seed,
+    )
+
+
+def _estimate(config: PretrainingConfig, size: int, tokens: int, per_step: float) -> list[tuple[str, str]]:
+    """What the run comes to, before it starts, as (name, value)."""
+    total, rate = config.fit.steps * config.fit.batch_size * config.fit.length, peak()
+    facts = [
+        ("parameters", quantity(size)),
+        ("tokens in the text", quantity(tokens)),
+        ("tokens to train on", f"{quantity(total)}: {total / tokens:.1f} passes, {total / size:.1f} a parameter"),
+        ("for comparison", f"{quantity(20 * size)}: 20 a parameter, about optimal for its FLOPs (arXiv 2203.15556)"),
+        ("FLOPs", f"{quantity(per_step * config.fit.steps)}, {quantity(per_step)} a step"),
+    ]
+    if rate:
+        seconds = 2 * per_step * config.fit.steps / rate.flops_per_second
+        machine_rate = quantity(rate.flops_per_second, "FLOP/s")
+        facts.append(("time", f"{duration(seconds)} at half of this machine's rate, {machine_rate} ({rate.source})"))
+    return facts
+
+
+def _evaluation(
+    config: PretrainingConfig, start: Start, held_out: Sequence[Rows], sources: Sequence[Source]
+) -> Callable[[Params], Evaluation]:
+    loss_fn = token_loss(start.config)
+    losses = [mean_loss(loss_fn, rows, config.fit.batch_size) for rows in held_out]
+    written = all(source.kind == "documents" for source in sources)  # bits a byte are of text, without a chat's marks
+    size = sum(len(str(text).encode()) for source in sources for text in source.held_out)
+    prompts = [tuple(start.tokenizer.prompt(prompt)) for prompt in config.prompts]
+    room = min(_CONTINUED, start.config.max_len - max(map(len, prompts)))
+    sampling = Sampling(room, temperature=0.8, top_p=0.95, seed=config.seed)
+
+    def evaluate(params: Params) -> Evaluation:
+        found = [loss(params) for loss in losses]
+        weight = sum(each["weight"] for each in found)
+        nats = sum(each["loss"] * each["weight"] for each in found)
+        metrics: dict[str, Any] = {"validation_loss": nats / weight, "perplexity": math.exp(min(nats / weight, 700.0))}
+        if written:
+            metrics["bits_per_byte"] = nats / math.log(2) / size
+        engine = Engine(start.config, params, start.tokenizer, batch_size=len(prompts))
+        answers = engine.generate([GenerateRequest(prompt, sampling, ()) for prompt in prompts])
+        metrics["texts"] = [
+            {"prompt": prompt, "text": answer.text} for prompt, answer in zip(config.prompts, answers, strict=True)
+        ]
+        return Evaluation(-nats / weight, metrics)
+
+    return evaluate
+
+
+def _compressors(sources: Sequence[Source]) -> dict[str, float]:
+    training, held_out = (
+        "\n".join(str(text) for source in sources for text in part(source)).encode()
+        for part in (lambda source: source.training, lambda source: source.held_out)
+    )
+    return compressed_bits_per_byte(training, held_out)
+
+
+def _value(value: float) -> dict[str, Any]:
+    return {"value": value, "ci95": None, "n": None}

@@ -1,0 +1,96 @@
+"""The text that a foundation is trained on: read, held out in part, tokenised and packed once."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from limbeck.experiments.pretraining_config import PretrainingConfig
+from limbeck.experiments.rundir import cache_folder
+from limbeck.model.tokenizer import Tokenizer
+from limbeck.tasks.sources import load_task
+from limbeck.tasks.texts import read_chats, read_texts
+from limbeck.train.data import Rows, pack
+from limbeck.train.examples import chunked, conversations, documents
+from limbeck.train.row_cache import cached, rows_key
+
+_FEW = 20  # from so many documents on, whole ones are held out; of fewer, the end of each
+
+Messages = list[dict[str, str]]
+T = TypeVar("T")
+
+
+class Source(NamedTuple):
+    """Documents or conversations of one origin, and what of them is held out."""
+
+    kind: str  # "documents" or "conversations"
+    training: list[str] | list[Messages]
+    held_out: list[str] | list[Messages]
+    places: dict[str, str]  # where each was read, by its text (of a conversation its JSON)
+    skipped: tuple[str, ...]  # a line for each bad row that was left out
+
+
+def read_sources(config: PretrainingConfig) -> list[Source]:
+    """All that a config names, in its order: texts, the queries of tasks, chats."""
+    root, sources = Path(config.root), []
+    for path in config.texts:
+        found = read_texts(root / path, on_bad_row=config.on_bad_row)
+        texts = [document.text for document in found.documents]
+        places = {document.text: document.place for document in found.documents}
+        sources.append(Source("documents", *hold_out(texts, config.held_out), places, found.skipped))
+    for path, description in config.tasks:
+        described = json.loads(description) if description else None
+        task = load_task(root / path, description=described, on_bad_row=config.on_bad_row)
+        places = {task.query(record): task.place(record) for record in task.splits["train"]}
+        sources.append(Source("documents", *hold_out(list(places), config.held_out), places, task.skipped))
+    for path in config.chats:
+        read = read_chats(root / path, on_bad_row=config.on_bad_row)
+        parts = _by_content([chat.messages for chat in read.chats], json.dumps, config.held_out)
+        places = {json.dumps(chat.messages): chat.place for chat in read.chats}
+        sources.append(Source("conversations", *parts, places, read.skipped))
+    return sources
+
+
+def hold_out(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
+    """(to train on, to validate on): whole documents by a hash of their content, or the end of each of a few."""
+    if len(texts) >= _FEW:
+        return _by_content(texts, str, share)
+    parts = []
+    for text in texts:
+        cut = round((1 - share) * len(text))
+        cut = text.rfind("\n", 0, cut) + 1 or cut
+        parts.append((text[:cut], text[cut:]))
+    return [kept for kept, _ in parts], [out for _, out in parts]
+
+
+def rows_of(source: Source, items: Sequence, tokenizer: Tokenizer, settings: PretrainingConfig, rundir: Path) -> Rows:
+    """The packed rows of some documents or conversations of a source: long documents are cut into pieces.
+
+    A conversation that is too long is a UserError, or left out with on_bad_row="skip".
+    """
+    texts = items if source.kind == "documents" else [json.dumps(item) for item in items]
+    places = [source.places.get(text, "") for text in texts]
+    length, on_bad_row = settings.fit.length, settings.on_bad_row
+
+    def make() -> Rows:
+        if source.kind == "conversations":
+            return pack(conversations(items, tokenizer, places), length, on_bad_row)
+        return pack(chunked(documents(items, tokenizer, places), length), length)
+
+    laid_out = {"length": length, "on_bad_row": on_bad_row}
+    key = rows_key(source.kind, tokenizer, laid_out, [*texts, *places])
+    return cached(cache_folder(rundir) / "rows", key, make)
+
+
+def tokens_of(rows: Rows) -> int:
+    """Tokens without the padding."""
+    return sum(int((group["segments_BT"] > 0).sum()) for group in rows.groups)
+
+
+def _by_content(items: Sequence[T], text_of: Callable[[T], str], share: float) -> tuple[list[T], list[T]]:
+    parts: tuple[list[T], list[T]] = ([], [])
+    for item in items:
+        number = int.from_bytes(hashlib.sha256(text_of(item).encode()).digest()[:4], "big")
+        parts[number < share * 2**32].append(item)
+    return parts

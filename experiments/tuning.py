@@ -1,0 +1,217 @@
+"""Tuning a foundation for one task, and what came of it beside the baselines that a user would try first."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from limbeck.evaluation.baseline import baselines
+from limbeck.evaluation.measure import all_metrics, median_ms
+from limbeck.evaluation.report import terminal_table, write_report
+from limbeck.experiments.machine import machine
+from limbeck.experiments.rundir import cache_folder, stage, versions
+from limbeck.experiments.start import Start, adapted, begin
+from limbeck.experiments.text_sources import hold_out
+from limbeck.experiments.tracking import tracking
+from limbeck.experiments.tuning_config import TuningConfig
+from limbeck.inference.classify import answer, score
+from limbeck.inference.engine import Engine
+from limbeck.model.config import ModelConfig
+from limbeck.model.flops import step_flops
+from limbeck.model.params import Params, count, join, merge, nbytes
+from limbeck.model.pretrained import load_pretrained, save_pretrained
+from limbeck.prompting.predict import predict
+from limbeck.tasks.metrics import METRICS
+from limbeck.tasks.probability_metrics import calibration_error
+from limbeck.tasks.sources import load_task
+from limbeck.tasks.task import Record, Task
+from limbeck.train.data import Rows, batches, pack
+from limbeck.train.examples import completions, labelled
+from limbeck.train.loop import Evaluation, fit
+from limbeck.train.loss import LossFn, multi_label_loss, regression_loss, token_loss
+from limbeck.train.row_cache import cached, rows_key
+from limbeck.train.select import apply_selection, describe
+from limbeck.train.validation import mean_loss
+
+_TIMED = 40  # requests whose latency is measured, one at a time
+
+
+def run(config: TuningConfig, rundir: Path) -> int:
+    """Loads, tunes, saves `model/`, answers the test split, compares, reports; exit status 0."""
+    described = json.loads(config.description) if config.description else None
+    task = _validated(load_task(config.task, description=described, on_bad_row=config.on_bad_row), config.held_out)
+    head = config.head and task.kind != "generation"
+    start = _start(config, task, rundir, head)
+    trainable, frozen = apply_selection(start.selection, start.params)
+    print(f"{task.name}: {describe(trainable, frozen)}", file=sys.stderr)
+    rows, validation = (_rows(config, task, split, start, rundir, head) for split in ("train", "validation"))
+    loss_fn = _loss(start.config, task, config, head)
+    per_step = step_flops(
+        start.config, trainable, frozen, config.fit.batch_size * config.fit.length, config.fit.length / 2
+    )
+
+    def answers(params: Params, records: Sequence[Record]) -> tuple[list[str], np.ndarray | None]:
+        if head:
+            found = answer(task, start.config, params, start.tokenizer, records)
+            return found.answers, found.confidence_N
+        return list(predict(task, Engine(start.config, params, start.tokenizer), records).answers), None
+
+    def train() -> dict[str, Any]:
+        with tracking(rundir, config, config.wandb) as log:
+            fitted = fit(
+                loss_fn,
+                start.params,
+                stream := batches(rows, config.fit.batch_size, config.seed),
+                config.fit,
+                selection=start.selection,
+                seed=config.seed,
+                name=task.name,
+                checkpoints=rundir / "checkpoints",
+                log=log,
+                evaluate=_evaluation(task, loss_fn, validation, config.fit.batch_size, answers),
+                example_name=stream.name,
+                flops_per_step=per_step,
+                profile=rundir / "profile" if config.profile else None,
+            )
+        final = join(merge(fitted.trainable, fitted.frozen))
+        save_pretrained(rundir / "model", start.config, final, start.tokenizer)
+        return {
+            "curve": fitted.curve,
+            "evaluations": fitted.evaluations,
+            "train_seconds": fitted.seconds,
+            "train_flops": per_step * fitted.steps,
+            "skipped": fitted.skipped,
+        }
+
+    trained = stage(rundir, "tune", train)
+    final = load_pretrained(rundir / "model")
+    tested = stage(rundir, "test", lambda: _tested(task, final.params, answers, start, head))
+    row = {
+        "method": "tuned",
+        **tested["row"],
+        "params_trainable": count(trainable),
+        "train_seconds": trained["train_seconds"],
+        "flops_per_step": per_step,
+    }
+    data = {
+        "title": f"Limbeck: {task.name}, tuned",
+        "command": (rundir / "command.txt").read_text(encoding="utf-8").splitlines()[-1],
+        "seed": config.seed,
+        "seconds": trained["train_seconds"],
+        "machine": machine(),
+        "versions": versions(),
+        "task": {"name": task.name, "train": len(task.splits["train"]), "test": len(task.splits["test"])},
+        "metric": task.metric,
+        "rows": [row, *stage(rundir, "baselines", lambda: baselines(task))],
+        "curves": {"tune": trained["curve"]},
+        "evaluations": {"tune": trained["evaluations"]},
+        "samples": _samples(task, tested["answers"], config.seed),
+        "skipped": [*task.skipped, *rows.skipped, *trained["skipped"]],
+    }
+    write_report(rundir, data)
+    Console().print(terminal_table(data))
+    print(f"the model is {rundir / 'model'}, the report {rundir / 'report.html'}")
+    return 0
+
+
+def _validated(task: Task, share: float) -> Task:
+    """The task with a validation split: its own, or a share of the training records, by their content."""
+    if task.splits.get("validation"):
+        return task
+    queries = [task.query(record) for record in task.splits["train"]]
+    held = set(hold_out(sorted(set(queries)), share)[1])
+    parts: dict[bool, list[Record]] = {False: [], True: []}
+    for query, record in zip(queries, task.splits["train"], strict=True):
+        parts[query in held].append(record)
+    splits = {**task.splits, "train": tuple(parts[False]), "validation": tuple(parts[True])}
+    return dataclasses.replace(task, splits=splits)
+
+
+def _start(config: TuningConfig, task: Task, rundir: Path, head: bool) -> Start:
+    """The foundation, with a head and adapters where asked for, and what of it trains."""
+    queries = [task.query(record) for record in task.splits["train"]]
+    start = begin(
+        config.model, rundir, queries, vocab_size=config.vocab_size, max_len=config.max_len, seed=config.seed
+    )
+    return adapted(
+        start,
+        labels=(task.options or (task.answer_field,)) if head else (),
+        trains=config.trains,
+        lora_rank=config.lora_rank,
+        lora_targets=config.lora_targets,
+        seed=config.seed,
+    )
+
+
+def _rows(config: TuningConfig, task: Task, split: str, start: Start, rundir: Path, head: bool) -> Rows:
+    records, length = task.splits[split], config.fit.length
+    make, kind = (labelled, "labelled") if head else (completions, "completions")
+    settings = {"length": length, "on_bad_row": config.on_bad_row, "task": task.digest()}
+    texts = [json.dumps([task.place(record), record], sort_keys=True) for record in records]
+    key = rows_key(kind, start.tokenizer, settings, texts)
+    return cached(
+        cache_folder(rundir) / "rows",
+        key,
+        lambda: pack(make(task, records, start.tokenizer), length, on_bad_row=config.on_bad_row),
+    )
+
+
+def _loss(model: ModelConfig, task: Task, config: TuningConfig, head: bool) -> LossFn:
+    if head and task.kind == "multi_label":
+        return multi_label_loss(model)
+    if head and task.kind == "regression":
+        return regression_loss(model)
+    return token_loss(model, smoothing=config.smoothing)
+
+
+def _evaluation(
+    task: Task,
+    loss_fn: LossFn,
+    validation: Rows,
+    batch_size: int,
+    answers: Callable[[Params, Sequence[Record]], tuple[list[str], np.ndarray | None]],
+) -> Callable[[Params], Evaluation]:
+    loss = mean_loss(loss_fn, validation, batch_size)
+    records, metric = task.splits["validation"], METRICS[task.metric]
+
+    def evaluate(params: Params) -> Evaluation:
+        score = metric.score(answers(params, records)[0], [task.answer(record) for record in records]).value
+        found = {"validation_loss": loss(params)["loss"], f"validation_{task.metric}": score}
+        return Evaluation(score if metric.higher_is_better else -score, found)
+
+    return evaluate
+
+
+def _tested(
+    task: Task,
+    params: Params,
+    answers: Callable[[Params, Sequence[Record]], tuple[list[str], np.ndarray | None]],
+    start: Start,
+    head: bool,
+) -> dict[str, Any]:
+    """The report's row of the tuned model, and its answers."""
+    records = task.splits["test"]
+    right = [task.answer(record) for record in records]
+    said, confidence_N = answers(params, records)
+    metrics = all_metrics(task, said, right)
+    if confidence_N is not None and task.kind == "classification":
+        error = calibration_error(confidence_N, np.array([a == b for a, b in zip(said, right, strict=True)]))
+        metrics["calibration_error"] = {"value": error.value, "ci95": list(error.ci95), "n": error.n}
+    row: dict[str, Any] = {"metrics": metrics, "params_total": count(params), "bytes": nbytes(params)}
+    if head:
+        texts = [start.tokenizer.prompt(task.query(record)) for record in records[:_TIMED]]
+        row["latency_ms_p50"] = median_ms(lambda text: score(start.config, params, [text]), texts)
+    return {"row": row, "answers": said}
+
+
+def _samples(task: Task, answers: Sequence[str], seed: int) -> list[dict[str, str]]:
+    test = task.splits["test"]
+    picked = np.random.default_rng(seed).choice(len(test), min(12, len(test)), replace=False)
+    return [
+        {"input": task.query(test[i]), "answer": task.answer(test[i]), "tuned": answers[i]} for i in sorted(picked)
+    ]

@@ -1,0 +1,32 @@
+"""Shapes of foundations by name, for pretraining from scratch: Llama's architecture from a laptop to a slice."""
+
+from limbeck.model.config import ModelConfig
+from limbeck.model.errors import one_of
+
+# width, depth, heads, key-value heads; named by the parameters in the blocks, of which 12 * depth * width^2 are there.
+_SHAPES = {
+    "tiny": (128, 4, 4, 4),
+    "5m": (256, 6, 8, 8),
+    "14m": (384, 8, 6, 6),
+    "30m": (512, 10, 8, 8),
+    "85m": (768, 12, 12, 12),
+    "300m": (1024, 24, 16, 8),
+    "1b": (2048, 20, 32, 8),
+}
+SIZES = tuple(_SHAPES)
+
+
+def sized(name: str, vocab_size: int, max_len: int) -> ModelConfig:
+    """The shape of that name; the input and output embeddings are one up to 85m. Raises UserError for another name."""
+    width, depth, heads, kv_heads = _SHAPES[one_of("size", name, SIZES)]
+    return ModelConfig(
+        vocab_size=vocab_size,
+        width=width,
+        depth=depth,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=width // heads,
+        mlp_dim=64 * round(width * 8 / 3 / 64),
+        max_len=max_len,
+        tied_embedding=width < 1024,
+    )

@@ -1,0 +1,81 @@
+"""A foundation from text files, from its first line to the report; and what is held out of it."""
+
+import dataclasses
+import json
+
+import pytest
+
+from limbeck.evaluation.report import load_report
+from limbeck.experiments.cli import main
+from limbeck.experiments.pretraining_config import PretrainingConfig
+from limbeck.experiments.text_sources import hold_out
+from limbeck.model.errors import UserError
+from limbeck.model.pretrained import load_pretrained
+from limbeck.train.config import FitConfig
+
+WORDS = "the small lemon tree bears a sour fruit and a pear tree a sweet one\n"
+PERSIAN = "درخت لیمو میوه‌ای ترش دارد\n"
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "one.txt").write_text(WORDS * 40 + PERSIAN * 20, encoding="utf-8")
+    rows = [{"text": f"{WORDS.strip()} {i}"} for i in range(30)]
+    (folder / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n", encoding="utf-8")
+    return folder
+
+
+def words(texts, folder):
+    fit = ["--fit.steps", "6", "--fit.batch-size", "4", "--fit.length", "32", "--fit.log-every", "2"]
+    more = ["--max-len", "64", "--vocab-size", "300", "--on-bad-row", "skip", "--held-out", "0.2"]
+    paths = ["--root", str(texts), "--texts", "one.txt", "two.jsonl", "--prompts", "the", "درخت"]
+    return ["run", "shakespeare", "--workdir", str(folder), *paths, *more, *fit, "--fit.evaluate-every", "3"]
+
+
+def test_a_foundation_from_scratch(texts, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(words(texts, folder)) == 0
+    said = capsys.readouterr()
+    assert "tokens to train on" in said.err and "first step after" in said.err
+    assert "> درخت" in said.out
+    report = load_report(folder)
+    assert report["metric"] == "bits_per_byte"
+    assert {row["method"] for row in report["rows"]} >= {"pretrained", "xz"}
+    assert [found["step"] for found in report["evaluations"]["pretrain"]] == [3, 6]
+    assert any("two.jsonl" in line for line in report["skipped"])
+    model = load_pretrained(folder / "model")
+    assert model.config.max_len == 64 and model.tokenizer is not None
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["step"] for row in rows] == [2, 3, 4, 6] and rows[1]["texts"][1]["prompt"] == "درخت"
+    assert list((folder / "tensorboard" / "pretrain").iterdir())
+    # A second start finds everything done: only the report is written again.
+    before = (folder / "report.json").read_bytes()
+    assert main(words(texts, folder)) == 0
+    assert (folder / "report.json").read_bytes() == before
+
+
+def test_a_few_documents_lose_their_ends_and_many_lose_whole_ones():
+    long = "".join(f"line {i}\n" for i in range(100))
+    [kept], [out] = hold_out([long], 0.1)
+    assert kept + out == long and kept.endswith("\n") and 0.08 < len(out) / len(long) < 0.12
+    [kept], [out] = hold_out(["x" * 100], 0.1)
+    assert (len(kept), len(out)) == (90, 10)
+    many = [f"document {i}" for i in range(1000)]
+    kept, out = hold_out(many, 0.1)
+    assert sorted(kept + out) == sorted(many) and 60 < len(out) < 140
+    assert hold_out(many[::-1], 0.1)[1] == out[::-1]  # by content, not by place
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"dtype": "float64"}, "unknown dtype 'float64'"),
+        ({"weights": (1.0, 2.0)}, "are 2, the texts, tasks and chats 1"),
+        ({"held_out": 1.0}, "held_out=1.0"),
+        ({"texts": ()}, "texts is empty"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(PretrainingConfig(FitConfig(), ("a.txt",)), **change)

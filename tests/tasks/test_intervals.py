@@ -1,0 +1,123 @@
+"""Intervals and paired tests against scipy, enumeration and simulation."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from limbeck.model.errors import UserError
+from limbeck.tasks import intervals
+from limbeck.tasks.intervals import Score, bootstrap, bootstrap_counts, mcnemar, mean, paired_bootstrap, share, wilson
+
+
+@given(st.integers(1, 300), st.data(), st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilson_is_scipys(n: int, data: st.DataObject, level: float) -> None:
+    successes = data.draw(st.integers(0, n))
+    expected = binomtest(successes, n).proportion_ci(level, method="wilson")
+    assert wilson(successes, n, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_near_the_ends() -> None:
+    z2 = 1.959963984540054**2
+    assert wilson(0, 10) == pytest.approx((0.0, z2 / (10 + z2)))
+    assert wilson(10, 10) == pytest.approx((10 / (10 + z2), 1.0))
+    assert wilson(0, 10)[0] >= 0.0 and wilson(10, 10)[1] <= 1.0
+
+
+def test_bootstrap_of_a_mean_is_the_normal_interval() -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, 1000)
+    low, high = bootstrap(values, lambda values_RN: values_RN.mean(axis=1), seed=0, n=4000)
+    half = 1.96 * values.std() / math.sqrt(1000)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
+
+
+def test_bootstrap_hangs_on_its_seed_alone() -> None:
+    values = np.arange(50.0)
+
+    def interval(seed: int) -> tuple[float, float]:
+        return bootstrap(values, lambda values_RN: values_RN.mean(axis=1), seed)
+
+    assert interval(0) == interval(0) != interval(1)
+
+
+@pytest.mark.parametrize("held", [1, 200, 1 << 20])
+def test_counts_and_resamples_give_one_interval_in_batches_of_any_size(monkeypatch, held: int) -> None:
+    values = np.random.default_rng(0).normal(size=60)
+    expected = bootstrap(values, lambda values_RN: np.exp(values_RN.sum(axis=1) / 60), seed=3)
+    monkeypatch.setattr(intervals, "_RESAMPLED_AT_ONCE", held)
+    assert bootstrap_counts(60, lambda counts_RN: np.exp(counts_RN @ values / 60), seed=3) == pytest.approx(expected)
+
+
+def test_the_memory_of_a_bootstrap_is_bounded() -> None:
+    shapes = []
+
+    def statistic(counts_RN: np.ndarray) -> np.ndarray:
+        shapes.append(counts_RN.shape)
+        assert (counts_RN.sum(axis=1) == 3000).all()
+        return counts_RN[:, 0]
+
+    bootstrap_counts(3000, statistic, n=700, width=20_000)
+    assert sum(resamples for resamples, _ in shapes) == 700
+    assert max(resamples for resamples, _ in shapes) * 20_000 <= 1 << 20
+
+
+def test_the_intervals_cover_the_truth() -> None:
+    """Of 400 samples of a known share and a known mean, about 95 % have it in their interval."""
+    rng = np.random.default_rng(0)
+    shares = [share(np.arange(50) < hits).ci95 for hits in rng.binomial(50, 0.9, 400)]
+    assert 0.92 <= np.mean([low <= 0.9 <= high for low, high in shares]) <= 0.99
+    means = [mean(rng.normal(2.0, 1.0, 60)).ci95 for _ in range(400)]
+    assert 0.91 <= np.mean([low <= 2.0 <= high for low, high in means]) <= 0.98
+
+
+def test_a_paired_difference_is_tighter_than_two_intervals() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.random(500) < 0.6
+    better = base | (rng.random(500) < 0.1)
+    difference = paired_bootstrap(better, base)
+    assert difference.value == pytest.approx(better.mean() - base.mean())
+    assert 0 < difference.ci95[0] < difference.value < difference.ci95[1]
+    assert difference.ci95[1] - difference.ci95[0] < 0.08
+    assert paired_bootstrap(base, base) == Score(0.0, (0.0, 0.0), 500)
+    swapped = paired_bootstrap(base, better)
+    assert swapped.ci95 == pytest.approx((-difference.ci95[1], -difference.ci95[0]), abs=1e-12)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_mcnemar_is_the_exact_binomial_test(pairs: list[tuple[bool, bool]]) -> None:
+    a, b = zip(*pairs, strict=True)
+    only_a, only_b = sum(x and not y for x, y in pairs), sum(y and not x for x, y in pairs)
+    expected = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    assert mcnemar(a, b) == pytest.approx(expected) == mcnemar(b, a)
+
+
+def test_mcnemar_by_enumeration() -> None:
+    """Five disagreements, all for a: of the 32 equally likely ways to split them, two are as lopsided."""
+    splits = list(itertools.product([0, 1], repeat=5))
+    lopsided = sum(sum(split) in (0, 5) for split in splits) / len(splits)
+    assert mcnemar([1] * 5 + [1] * 9, [0] * 5 + [1] * 9) == lopsided
+
+
+def test_mcnemar_of_many_records() -> None:
+    assert mcnemar([1] * 5000 + [0] * 4800, [0] * 5000 + [1] * 4800) == pytest.approx(binomtest(5000, 9800).pvalue)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda: wilson(0, 0),
+        lambda: share([]),
+        lambda: mean([]),
+        lambda: paired_bootstrap([], []),
+        lambda: mcnemar([], []),
+        lambda: bootstrap([], np.mean, seed=0),
+        lambda: bootstrap_counts(0, np.mean),
+    ],
+)
+def test_no_records_have_no_interval(measure) -> None:
+    with pytest.raises(UserError, match="0 records"):
+        measure()
