@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from limbeck.inference.requests import ScoreRequest
-from limbeck.tasks.metrics import bootstrap, wilson
+from limbeck.tasks.intervals import bootstrap, wilson
 from limbeck.tasks.world import OCCUPATION_PRONOUNS, PRONOUN_SENTENCES
 
 if TYPE_CHECKING:

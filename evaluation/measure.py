@@ -13,7 +13,7 @@ from limbeck.inference.requests import GenerateRequest, ScoreRequest
 from limbeck.model.flops import forward_flops
 from limbeck.model.params import count, nbytes
 from limbeck.prompting.predict import Predictions, answer_tokens, make_requests, predict
-from limbeck.tasks.metrics import accuracy, macro_f1
+from limbeck.tasks.metrics import METRICS
 from limbeck.tasks.task import Record, Task
 
 _TIMED = 40  # requests whose latency is measured, one at a time
@@ -36,21 +36,28 @@ def median_ms(call: Callable[[Any], Any], arguments: Sequence[Any]) -> float:
     return 1e3 * statistics.median(seconds)
 
 
+def all_metrics(task: Task, predictions: Sequence[str], answers: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{name: {"value", "ci95", "n"}} of every metric that fits the task's kind, the task's own first.
+
+    No records is a UserError.
+    """
+    fitting = [name for name, metric in METRICS.items() if task.kind in metric.kinds and name != task.metric]
+    scores = {name: METRICS[name].score(predictions, answers) for name in (task.metric, *fitting)}
+    return {name: {"value": s.value, "ci95": list(s.ci95), "n": s.n} for name, s in scores.items()}
+
+
 def measure(
     task: Task, engine: Engine, records: Sequence[Record], shots: int, seed: int
 ) -> tuple[dict[str, Any], Predictions]:
-    """The part of a row that comes of asking: quality with its interval, prompt tokens, latency, energy, FLOPs."""
+    """The part of a row that comes of asking: quality with its intervals, prompt tokens, latency, energy, FLOPs."""
     predictions = predict(task, engine, records, shots, seed)
     answers = [task.answer(record) for record in records]
-    score = accuracy(predictions.answers, answers)
     single = Engine(engine.config, engine.params, engine.tokenizer, batch_size=1)
     timed, _ = make_requests(task, single, records[:_TIMED], shots, seed)
     with Meter() as meter:
         latency = median_ms(lambda request: serve(single, request), timed)
     row: dict[str, Any] = {
-        "accuracy": score.value,
-        "ci95": list(score.ci95),
-        "n": score.n,
+        "metrics": all_metrics(task, predictions.answers, answers),
         "prompt_tokens": float(np.mean(predictions.prompt_tokens)),
         "dropped_examples": predictions.dropped,
         "latency_ms_p50": latency,
@@ -59,15 +66,12 @@ def measure(
         "params_total": count(engine.params),
         "bytes": nbytes(engine.params),
     }
-    if task.options is not None:
-        row["macro_f1"] = macro_f1(predictions.answers, answers).value
     return row, predictions
 
 
 def _request_flops(task: Task, engine: Engine, predictions: Predictions) -> float:
     """The mean prompt read once for each option, or once with the longest answer written after it."""
     prompt = float(np.mean(predictions.prompt_tokens))
-    passes = 1 if task.options is None else len(task.options)
+    passes = len(task.options) if task.kind == "classification" and task.options else 1
     tokens = prompt + answer_tokens(task, engine.tokenizer)
     return passes * forward_flops(engine.config, engine.params, tokens, tokens / 2)
-

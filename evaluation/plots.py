@@ -15,28 +15,33 @@ import numpy as np
 from limbeck.evaluation.comparison import pareto
 from limbeck.evaluation.label_placement import place_labels, spread_apart
 from limbeck.evaluation.quantities import one_line, quantity
+from limbeck.evaluation.scales import higher_is_better, limits, score_of, seen, words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Blues prompt, warm colours tune, greens distil; each at least 3:1 against the light and the dark page.
+# Violet is the foundation, blues prompt, warm colours tune, greens distil; each at least 3:1 against either page.
 COLOURS = {
+    "pretrain": "#8b72c4",
     "zero_shot": "#5b98cf", "one_shot": "#3f82c4", "few_shot": "#2970b8",
     "full": "#d55e00", "lora": "#b98300", "bias_norm": "#bf6a9b", "last_block": "#a8743c",
     "distilled": "#009e73", "student_alone": "#5f9089",
 }
-_ALIASES = {"base": "few_shot", "tuned": "full", "teacher": "full", "student": "distilled"}
+_ALIASES = {
+    "base": "few_shot", "tuned": "full", "tune": "full", "teacher": "full", "student": "distilled",
+    "pretrained": "pretrain",
+}
 _MARKERS = {"zero_shot": "o", "one_shot": "o", "few_shot": "o", "distilled": "D", "student_alone": "D"}
 _DASHES = (0, (4, 3))
-_INK = "#767777"  # stands for the page's text colour: replaced by currentColor below
+INK = "#767777"  # stands for the page's text colour: replaced by currentColor below
 _STYLE = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 9.5, "axes.titlesize": 9.5,
-    "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "axes.linewidth": 0.6,
-    "xtick.color": _INK, "xtick.labelsize": 9, "xtick.major.width": 0.6, "xtick.minor.size": 0,
-    "ytick.color": _INK, "ytick.labelsize": 9, "ytick.major.width": 0.6, "ytick.minor.size": 0,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "axes.linewidth": 0.6,
+    "xtick.color": INK, "xtick.labelsize": 9, "xtick.major.width": 0.6, "xtick.minor.size": 0,
+    "ytick.color": INK, "ytick.labelsize": 9, "ytick.major.width": 0.6, "ytick.minor.size": 0,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-    "axes.grid": True, "grid.color": _INK, "grid.alpha": 0.18, "grid.linewidth": 0.6,
+    "axes.grid": True, "grid.color": INK, "grid.alpha": 0.18, "grid.linewidth": 0.6,
 }
 
 
@@ -47,11 +52,11 @@ def colour(method: str) -> str:
 
 def in_order(names: Sequence[str]) -> list[str]:
     """`pretrain`, then the methods in the order of the lesson, then names that the lesson does not know."""
-    lesson = ["pretrain", *COLOURS]
+    lesson = list(COLOURS)
     return sorted(names, key=lambda name: (lesson.index(name) if name in lesson else len(lesson), name))
 
 
-def _svg(name: str, size: tuple[float, float], paint: Callable[["Figure"], None]) -> str:
+def draw(name: str, size: tuple[float, float], paint: Callable[["Figure"], None]) -> str:
     """The SVG of what `paint` draws on a new figure of `size` points; it scales, and refers to nothing."""
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -71,7 +76,7 @@ def _svg(name: str, size: tuple[float, float], paint: Callable[["Figure"], None]
     text = re.sub(r"<style.*?</style>", "", text, count=1, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r"font-family: [^;\"]*;?|'DejaVu Sans'[^;\"]*", "", text)
-    text = text.replace(_INK, "currentColor")
+    text = text.replace(INK, "currentColor")
     box = f"0 0 {size[0]:g} {size[1]:g}"
     return f'<svg class="plot" role="img" aria-label="{html.escape(name)}" viewBox="{box}">{text.strip()}\n'
 
@@ -79,76 +84,54 @@ def _svg(name: str, size: tuple[float, float], paint: Callable[["Figure"], None]
 def standalone(svg: str) -> str:
     """The same picture as a file of its own, in the grey that is legible on light and dark pages."""
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    style = f'style="color: {_INK}; font-family: system-ui, sans-serif"'
+    style = f'style="color: {INK}; font-family: system-ui, sans-serif"'
     return svg.replace('<svg class="plot"', f"<svg {spaces} {style}", 1)
 
 
-def loss_curves(curves: dict[str, list[list[float]]]) -> str:
-    """Loss against step, a panel with its own scales for each stage; long curves as 120 means of bins."""
-    stages = in_order([stage for stage, points in curves.items() if points])
-    columns = 4
+def quality(rows: Sequence[dict[str, Any]], metric: str, key: str, label: str) -> str:
+    """The metric with its interval against `rows[...][key]` on a log axis; filled marks are the Pareto front.
 
-    def paint(figure: "Figure") -> None:
-        panels = figure.subplots(-(-len(stages) // columns), columns, squeeze=False).flat
-        for stage, ax in zip(stages, panels, strict=False):
-            points = np.asarray(curves[stage], dtype=float)
-            bins = np.array_split(points, min(120, len(points)))
-            step, loss = np.array([part.mean(axis=0) for part in bins]).T
-            ax.plot(step, loss, color=colour(stage), linewidth=1.5)
-            ax.set_title(one_line(stage, 16), loc="left", color=colour(stage), fontweight="bold")
-            ax.set_ylim(0, loss.max() * 1.08 or 1)
-            ax.annotate(
-                f"{loss[-1]:.2g}", (step[-1], loss[-1]), (0, 5), textcoords="offset points",
-                ha="right", fontsize=9, annotation_clip=False,
-            )
-            ax.locator_params(nbins=3)
-            ax.xaxis.set_major_formatter(lambda value, _: quantity(value).replace(" ", ""))
-        for ax in list(panels):
-            ax.set_axis_off()
-        figure.supxlabel("step", fontsize=9)
-
-    return _svg("loss of every stage", (760, 24 + 128 * (-(-len(stages) // columns))), paint)
-
-
-def quality(rows: Sequence[dict[str, Any]], key: str, label: str) -> str:
-    """Accuracy with its interval against `rows[...][key]` on a log axis; filled marks are the Pareto front.
-
-    Returns "" where no row has both.
+    Returns "" where fewer than two rows have both.
     """
-    rows = [row for row in rows if row.get("accuracy") is not None and (row.get(key) or 0) > 0]
-    if not rows:
+    scored = [(row, score_of(row, metric)) for row in rows if (row.get(key) or 0) > 0]
+    marks = [(row["method"], row[key], score) for row, score in scored if score is not None]
+    if len(marks) < 2:
         return ""
-    cost = np.array([row[key] for row in rows], dtype=float)
-    value = np.array([row["accuracy"] for row in rows], dtype=float)
+    names, costs, scores = zip(*marks, strict=True)
+    cost = np.array(costs, dtype=float)
+    value = np.array([score["value"] for score in scores], dtype=float)
     points = list(zip(cost, value, strict=True))
-    front = pareto(points)
+    front = pareto(list(zip(cost, value if higher_is_better(metric) else -value, strict=True)))
+    low, high = limits(metric, seen(rows, metric))
+    headroom = 0.04 * (high - low)
 
     def paint(figure: "Figure") -> None:
         ax = figure.subplots()
         ax.set_xscale("log")
         spread = max(cost.max() / cost.min(), 1.6) ** 0.22
         ax.set_xlim(cost.min() / spread, cost.max() * spread)
-        ax.set_ylim(0, 1.04)
+        ax.set_ylim(low - (headroom if low < 0 else 0), high + headroom)
+        if low < 0:
+            ax.axhline(0, color=INK, linewidth=0.6)
         steps = sorted({(cost[i], value[i]) for i in front})
         ends = [*steps, (ax.get_xlim()[1], steps[-1][1])]
-        ax.step(*zip(*ends, strict=True), where="post", color=_INK, linewidth=1, alpha=0.6, linestyle=_DASHES)
-        for index, row in enumerate(rows):
-            shade = colour(row["method"])
-            if row.get("ci95") is not None:
-                ax.plot([cost[index]] * 2, row["ci95"], color=shade, linewidth=1.4, alpha=0.75)
+        ax.step(*zip(*ends, strict=True), where="post", color=INK, linewidth=1, alpha=0.6, linestyle=_DASHES)
+        for index, (name, x, score) in enumerate(marks):
+            shade = colour(name)
+            if score.get("ci95") is not None:
+                ax.plot([x] * 2, score["ci95"], color=shade, linewidth=1.4, alpha=0.75)
             ax.plot(
-                cost[index], value[index], _MARKERS.get(row["method"], "s"), color=shade, markersize=6.5,
+                x, score["value"], _MARKERS.get(name, "s"), color=shade, markersize=6.5,
                 markeredgewidth=1.4, markerfacecolor=shade if index in front else "none",
             )
-        ax.set_ylabel("accuracy")
-        _quantities(ax.xaxis, label)
-        bars = [(x, *(row.get("ci95") or (y, y))) for x, y, row in zip(cost, value, rows, strict=True)]
-        lines = [(x, low, x, high) for x, low, high in bars]
+        ax.set_ylabel(words(metric) + ("" if higher_is_better(metric) else ", lower is better"))
+        quantities(ax.xaxis, label)
+        lines = [(x, *(score.get("ci95") or (y, y))) for (x, y), score in zip(points, scores, strict=True)]
+        lines = [(x, bottom, x, top) for x, bottom, top in lines]
         lines += [(x, y, end, y) for (x, y), (end, _) in zip(ends, ends[1:], strict=False)]
-        named = {row["method"]: point for row, point in zip(rows, points, strict=True)}
-        _name_points(figure, ax, named, lines)
+        _name_points(figure, ax, dict(zip(names, points, strict=True)), lines)
 
-    return _svg(f"accuracy against {label}", (380, 290), paint)
+    return draw(f"{words(metric)} against {label}", (380, 290), paint)
 
 
 def break_even_lines(table: Sequence[dict[str, Any]], unit: str) -> str:
@@ -180,8 +163,8 @@ def break_even_lines(table: Sequence[dict[str, Any]], unit: str) -> str:
             y = costs[name][0] + costs[name][1] * count
             ax.plot(count, y, "o", color=colour(name), markersize=5, zorder=5)
             ax.plot([count] * 2, [bottom, y], color=colour(name), linewidth=0.9, linestyle=(0, (2, 2)))
-        _quantities(ax.xaxis, "requests")
-        _quantities(ax.yaxis, f"cost so far, {unit}")
+        quantities(ax.xaxis, "requests")
+        quantities(ax.yaxis, f"cost so far, {unit}")
         ends = np.array([[last, costs[name][0] + costs[name][1] * last] for name in names])
         width = figure.get_figwidth() * 72
         figure.get_layout_engine().set(rect=(0, 0, 1 - 66 / width, 1))  # type: ignore[union-attr]
@@ -194,7 +177,7 @@ def break_even_lines(table: Sequence[dict[str, Any]], unit: str) -> str:
                 annotation_clip=False,
             ).set_in_layout(False)
 
-    return _svg(f"cost in {unit} against requests", (380, 280), paint)
+    return draw(f"cost in {unit} against requests", (380, 280), paint)
 
 
 def bias_intervals(rows: Sequence[dict[str, Any]]) -> str:
@@ -215,7 +198,7 @@ def bias_intervals(rows: Sequence[dict[str, Any]]) -> str:
                     ax.plot(row["ci95"], [place] * 2, color=shade, linewidth=2.2, alpha=0.6)
                 ax.plot(row["value"], place, "o", color=shade, markersize=6.5)
                 if row.get("ideal") is not None:
-                    ax.axvline(row["ideal"], color=_INK, linewidth=1, linestyle=_DASHES)
+                    ax.axvline(row["ideal"], color=INK, linewidth=1, linestyle=_DASHES)
             ax.set_title(one_line(probe, 44), loc="left")
             ax.set_yticks(range(len(models)), [one_line(model, 18) for model in models])
             ax.set_ylim(len(models) - 0.4, -0.6)
@@ -226,7 +209,7 @@ def bias_intervals(rows: Sequence[dict[str, Any]]) -> str:
         for ax in list(panels):
             ax.set_axis_off()
 
-    return _svg("bias probes", (380 * columns, lines * (46 + 24 * len(models))), paint)
+    return draw("bias probes", (380 * columns, lines * (46 + 24 * len(models))), paint)
 
 
 def ambiguity_bars(panels: dict[str, list[list[Any]]]) -> str:
@@ -249,7 +232,7 @@ def ambiguity_bars(panels: dict[str, list[list[Any]]]) -> str:
             ax.tick_params(axis="y", length=0)
             ax.spines["bottom"].set_bounds(0, 1)
 
-    return _svg("answers and their probability", (700, 44 + 19 * len(answers)), paint)
+    return draw("answers and their probability", (700, 44 + 19 * len(answers)), paint)
 
 
 def _name_points(
@@ -277,7 +260,7 @@ def _name_points(
         ).set_in_layout(False)
 
 
-def _quantities(axis: Any, label: str) -> None:
+def quantities(axis: Any, label: str) -> None:
     """Ticks such as 10, 100, 1 k on a log axis, minor ones (without labels) left to the eye."""
     from matplotlib.ticker import LogLocator, NullFormatter
 

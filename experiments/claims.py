@@ -1,10 +1,53 @@
 """The lesson's claims: each computed from what was measured, each able to fail."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from limbeck.evaluation.scales import higher_is_better, words
+
+
+@dataclasses.dataclass(frozen=True)
+class _Quality:
+    """What every method's score in the main metric says of the others; better is lower where lower is better."""
+
+    metric: str
+    scores: dict[str, dict[str, Any]]
+
+    def apart(self, better: str, worse: str) -> bool:
+        """Whether the two intervals lie apart, the first one on the good side."""
+        return self._oriented(better)[0] > self._oriented(worse)[2]
+
+    def reaches_interval(self, name: str, other: str) -> bool:
+        return self._oriented(name)[1] >= self._oriented(other)[0]
+
+    def keeps(self, part: float, name: str, whole: str) -> bool:
+        """Whether a method has that part of another one's quality; where lower is better, the reciprocal counts."""
+        value, reference = self.scores[name]["value"], self.scores[whole]["value"]
+        return value >= part * reference if higher_is_better(self.metric) else part * value <= reference
+
+    def keeping(self, who: str, part: float, whose: str) -> str:
+        """The statement that `keeps` decides."""
+        if higher_is_better(self.metric):
+            return f"{who} keeps at least {part:.0%} of {whose} {words(self.metric)}.".replace("%", " %")
+        return f"{who} has at most {1 / part:.2f} times {whose} {words(self.metric)}."
+
+    def ratio(self, name: str, whole: str) -> float | None:
+        reference = self.scores[whole]["value"]
+        return self.scores[name]["value"] / reference if reference else None
+
+    def shown(self, name: str) -> dict[str, Any]:
+        score = self.scores[name]
+        return {self.metric: score["value"], "ci95": score["ci95"], "n": score["n"]}
+
+    def _oriented(self, name: str) -> tuple[float, float, float]:
+        """(worst, value, best) of the interval, as numbers of which more is better."""
+        value, (low, high) = self.scores[name]["value"], self.scores[name]["ci95"]
+        return (low, value, high) if higher_is_better(self.metric) else (-high, -value, -low)
+
 
 def lesson_claims(
+    metric: str,
     rows: list[dict[str, Any]],
     training: dict[str, dict[str, Any]],
     offline: dict[str, Any],
@@ -14,7 +57,8 @@ def lesson_claims(
 ) -> list[dict[str, Any]]:
     """[{name, statement, holds, evidence}]; the ambiguity of names is claimed of the built-in world alone."""
     by = {row["method"]: row for row in rows}
-    tuned, lora, student = by["full"], by["lora"], by["distilled"]
+    quality = _Quality(metric, {row["method"]: row["metrics"][metric] for row in rows})
+    tuned, student = by["full"], by["distilled"]
     efficient = ("lora", "bias_norm", "last_block")
 
     def claim(name: str, statement: str, holds: bool, **evidence: Any) -> dict[str, Any]:
@@ -31,9 +75,9 @@ def lesson_claims(
         claim(
             "tuned_beats_base",
             "The fully tuned model answers better than the base it came from, 95 % intervals apart.",
-            _above(tuned, by["zero_shot"]),
-            base=_score(by["zero_shot"]),
-            tuned=_score(tuned),
+            quality.apart("full", "zero_shot"),
+            base=quality.shown("zero_shot"),
+            tuned=quality.shown("full"),
         ),
         claim(
             "every_parameter_moved",
@@ -69,11 +113,11 @@ def lesson_claims(
         ),
         claim(
             "peft_is_nearly_as_good",
-            "LoRA reaches at least 95 % of full tuning's accuracy.",
-            lora["accuracy"] >= 0.95 * tuned["accuracy"],
-            lora=_score(lora),
-            full=_score(tuned),
-            ratio=_ratio(lora["accuracy"], tuned["accuracy"]),
+            quality.keeping("LoRA", 0.95, "full tuning's"),
+            quality.keeps(0.95, "lora", "full"),
+            lora=quality.shown("lora"),
+            full=quality.shown("full"),
+            ratio=quality.ratio("lora", "full"),
         ),
         claim(
             "distilled_has_fewer_parameters",
@@ -91,12 +135,12 @@ def lesson_claims(
         ),
         claim(
             "distilled_is_close",
-            "The distilled student keeps at least 90 % of its teacher's accuracy.",
-            student["accuracy"] >= 0.9 * tuned["accuracy"],
-            teacher=_score(tuned),
-            student=_score(student),
-            ratio=_ratio(student["accuracy"], tuned["accuracy"]),
-            same_student_without_teacher=_score(by["student_alone"]),
+            quality.keeping("The distilled student", 0.9, "its teacher's"),
+            quality.keeps(0.9, "distilled", "full"),
+            teacher=quality.shown("full"),
+            student=quality.shown("distilled"),
+            ratio=quality.ratio("distilled", "full"),
+            same_student_without_teacher=quality.shown("student_alone"),
         ),
         claim(
             "prompting_moves_nothing",
@@ -106,12 +150,12 @@ def lesson_claims(
         claim(
             "examples_help",
             "Few examples beat one or are within its interval, and both beat none, 95 % intervals apart.",
-            by["few_shot"]["accuracy"] >= by["one_shot"]["ci95"][0]
-            and _above(by["few_shot"], by["zero_shot"])
-            and _above(by["one_shot"], by["zero_shot"]),
-            zero_shot=_score(by["zero_shot"]),
-            one_shot=_score(by["one_shot"]),
-            few_shot=_score(by["few_shot"]),
+            quality.reaches_interval("few_shot", "one_shot")
+            and quality.apart("few_shot", "zero_shot")
+            and quality.apart("one_shot", "zero_shot"),
+            zero_shot=quality.shown("zero_shot"),
+            one_shot=quality.shown("one_shot"),
+            few_shot=quality.shown("few_shot"),
         ),
         claim(
             "offline_is_faster",
@@ -150,15 +194,3 @@ def _names_are_ambiguous(ambiguity: dict[str, Any], claim: Callable[..., dict[st
         names=sorted(ambiguity),
         **{f"{shown}: {reading}": value for (shown, reading), value in means.items()},
     )
-
-
-def _above(better: dict[str, Any], worse: dict[str, Any]) -> bool:
-    return better["ci95"][0] > worse["ci95"][1]
-
-
-def _score(row: dict[str, Any]) -> dict[str, Any]:
-    return {"accuracy": row["accuracy"], "ci95": row["ci95"], "n": row["n"]}
-
-
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None

@@ -5,8 +5,6 @@ Every stage is computed once (`stages.py`), so a run that was killed goes on whe
 
 import dataclasses
 import json
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,12 @@ from rich.console import Console
 from limbeck.distill.teacher import STUDENT, distillation_loss, with_teacher
 from limbeck.distill.transfer_set import write_transfer_set
 from limbeck.evaluation import bias
-from limbeck.evaluation.baseline import tfidf_logistic
+from limbeck.evaluation.baseline import baselines
 from limbeck.evaluation.comparison import break_even_table
 from limbeck.evaluation.report import terminal_table, write_report
 from limbeck.experiments.claims import lesson_claims
 from limbeck.experiments.lesson_config import LessonConfig
+from limbeck.experiments.machine import machine
 from limbeck.experiments.offline import ambiguity, bulk_and_lookup
 from limbeck.experiments.rundir import versions
 from limbeck.experiments.stages import Lesson, measured, prepare, stream_of, train
@@ -109,9 +108,8 @@ def run(config: LessonConfig, rundir: Path) -> int:
     offline = lesson.stage("offline", lambda: bulk_and_lookup(lesson.task, teacher, rundir / "predictions.db"))
     probes = lesson.stage("bias", lambda: _probe(lesson))
     rows = [_row(name, results[name], training) for name in PROMPTED + TRAINED]
-    if lesson.task.options is not None:
-        rows.append({"method": "tfidf_logistic", **lesson.stage("tfidf_logistic", lambda: tfidf_logistic(lesson.task))})
-    claims = lesson_claims(rows, training, offline, probes, unsure, base_unmoved)
+    rows += lesson.stage("baselines", lambda: baselines(lesson.task))
+    claims = lesson_claims(lesson.task.metric, rows, training, offline, probes, unsure, base_unmoved)
     seconds = _seconds(rundir)
     data = {
         "title": f"Limbeck: {lesson.task.name}, adapted in every way",
@@ -121,6 +119,7 @@ def run(config: LessonConfig, rundir: Path) -> int:
         "machine": machine(),
         "versions": versions(),
         "task": _about(lesson),
+        "metric": lesson.task.metric,
         "rows": rows,
         "claims": claims,
         "curves": {"pretrain" if name == "base" else name: stage["curve"] for name, stage in training.items()},
@@ -198,17 +197,6 @@ def _samples(lesson: Lesson, results: dict[str, dict[str, Any]]) -> list[dict[st
         }
         for i in sorted(picked)
     ]
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "backend": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-    }
 
 
 def _seconds(rundir: Path) -> float:

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import shutil
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ from typing import Any
 from limbeck.distill.teacher import without_teacher
 from limbeck.evaluation.measure import measure
 from limbeck.experiments.lesson_config import LessonConfig
-from limbeck.experiments.rundir import MetricsLog, cache_folder
+from limbeck.experiments.rundir import MetricsLog, cache_folder, stage
 from limbeck.inference.engine import Engine
 from limbeck.model.config import ModelConfig
-from limbeck.model.files import write_atomic
 from limbeck.model.flops import step_flops
 from limbeck.model.params import Params, count, digest, join, merge
 from limbeck.model.pretrained import load_pretrained, save_pretrained
@@ -48,16 +46,9 @@ class Lesson:
     foundation: list[str]  # the foundation's texts
     log: Callable[[dict], None]
 
-    def stage(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The stage's result, from its file if an earlier run got that far."""
-        path = self.folder / "stages" / f"{name}.json"
-        if not path.exists():
-            start = time.perf_counter()
-            result = compute()
-            path.parent.mkdir(exist_ok=True)
-            record = {"seconds": time.perf_counter() - start, "result": result}
-            write_atomic(path, json.dumps(record, ensure_ascii=False, indent=1))
-        return json.loads(path.read_text(encoding="utf-8"))["result"]
+    def stage(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The stage's result, from its file if an earlier start got that far."""
+        return stage(self.folder, name, compute)
 
     def engine(self, name: str) -> Engine:
         """The trained model of that name, ready to answer."""

@@ -39,7 +39,8 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At no and at all successes the bounds are 0 and 1, which rounding may miss by a hair.
+    return centre - half if successes else 0.0, centre + half if successes < n else 1.0
 
 
 def share(hits: ArrayLike) -> Score:

@@ -44,20 +44,22 @@ def run(folder, config) -> tuple[int, dict]:
 
 
 def quality(report: dict) -> dict:
-    return {row["method"]: (row["accuracy"], row["n"], row["params_total"]) for row in report["rows"]}
+    return {row["method"]: (row["metrics"], row["params_total"]) for row in report["rows"]}
 
 
 def test_every_stage_runs_and_a_resumed_run_ends_the_same(tmp_path, task, monkeypatch):
     config = dataclasses.replace(CONFIG, task=str(task))
     status, report = run(tmp_path / "a", config)
     methods = [row["method"] for row in report["rows"]]
-    assert methods == [*lesson.PROMPTED, *lesson.TRAINED, "tfidf_logistic"]
+    assert methods == [*lesson.PROMPTED, *lesson.TRAINED, "tfidf_logistic", "commonest"]
     assert status == (0 if all(claim["holds"] for claim in report["claims"]) else 1)
     assert {"tuned_beats_base", "prompting_moves_nothing"} <= {claim["name"] for claim in report["claims"]}
     by_name = {claim["name"]: claim["holds"] for claim in report["claims"]}
     for name in ("every_parameter_moved", "peft_moves_a_subset", "prompting_moves_nothing", "bias_is_measured"):
         assert by_name[name], name
     assert report["offline"]["coverage"] == 1.0 and report["offline"]["same_answers"]
+    assert report["metric"] == "accuracy"
+    assert all(set(row["metrics"]) == {"accuracy", "macro_f1", "matthews"} for row in report["rows"])
     page = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
     assert "tfidf_logistic" in page and "خوب" in page
 

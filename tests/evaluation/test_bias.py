@@ -10,7 +10,7 @@ from limbeck.inference.engine import Engine
 from limbeck.inference.requests import Scores
 from limbeck.model.errors import UserError
 from limbeck.model.tokenizer import byte_tokenizer, train_bpe
-from limbeck.tasks.metrics import wilson
+from limbeck.tasks.intervals import wilson
 from limbeck.tasks.world import OCCUPATION_PRONOUNS, PRONOUN_SENTENCES
 
 TOKENIZERS = {

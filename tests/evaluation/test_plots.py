@@ -5,19 +5,20 @@ import pytest
 from limbeck.evaluation import plots
 
 ROWS = [
-    {"method": "few_shot", "accuracy": 0.8, "ci95": [0.7, 0.9], "latency_ms_p50": 9.0},
-    {"method": "full", "accuracy": 0.9, "latency_ms_p50": 6.0},
-    {"method": "student_alone", "accuracy": None, "latency_ms_p50": 2.0},
+    {"method": "few_shot", "metrics": {"accuracy": {"value": 0.8, "ci95": [0.7, 0.9]}}, "latency_ms_p50": 9.0},
+    {"method": "full", "metrics": {"accuracy": {"value": 0.9}}, "latency_ms_p50": 6.0},
+    {"method": "student_alone", "metrics": {"accuracy": None}, "latency_ms_p50": 2.0},
 ]
 
 
 def test_no_numbers_no_plot():
-    assert plots.quality(ROWS, "params_total", "parameters") == ""
+    assert plots.quality(ROWS, "accuracy", "params_total", "parameters") == ""
+    assert plots.quality(ROWS[1:], "accuracy", "latency_ms_p50", "latency, ms") == ""  # one point says nothing
     assert plots.break_even_lines([], "seconds") == ""
 
 
 def test_only_what_was_measured_is_named():
-    svg = plots.quality(ROWS, "latency_ms_p50", "latency, ms")
+    svg = plots.quality(ROWS, "accuracy", "latency_ms_p50", "latency, ms")
     assert "few_shot" in svg and "full" in svg and "student_alone" not in svg
 
 
@@ -63,6 +64,16 @@ def test_a_crossing_is_marked_and_a_method_that_never_pays_is_still_drawn():
     assert "few_shot" in never and "full" in never
 
 
-def test_curves_are_thinned_to_a_small_file():
-    curve = [[float(step), 5.0 / (step + 1)] for step in range(20_000)]
-    assert len(plots.loss_curves({"pretrain": curve, "full": curve[:1]})) < 30_000
+def filled(svg: str) -> set[str]:
+    """The colours of the filled marks, which are the Pareto front."""
+    return set(re.findall(r'<use [^>]*style="fill: (#[0-9a-f]+)', svg))
+
+
+@pytest.mark.parametrize(("metric", "front"), [("pearson", {"full"}), ("mse", {"few_shot", "full"})])
+def test_the_front_follows_the_better_direction(metric, front):
+    """`few_shot` has the lower value and costs more: on the front only where lower is better."""
+    scores = {"few_shot": (0.2, 9.0), "full": (0.9, 6.0)}
+    rows = [{"method": m, "metrics": {metric: {"value": v}}, "latency_ms_p50": ms} for m, (v, ms) in scores.items()]
+    svg = plots.quality(rows, metric, "latency_ms_p50", "latency, ms")
+    assert filled(svg) == {plots.colour(method) for method in front}
+    assert ("lower is better" in svg) == (metric == "mse")

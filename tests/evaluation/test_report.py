@@ -14,12 +14,15 @@ FILES = ("report.json", "report.md", "report.html")
 HOSTILE = "<script>alert(1)</script>"
 
 
+def score(value, low=None, high=None, n=400):
+    low, high = max(value - 0.03, 0.0) if low is None else low, min(value + 0.03, 1.0) if high is None else high
+    return {"value": value, "ci95": [low, high], "n": n}
+
+
 def row(method, accuracy, seconds=0.0, latency=6.0, params=2_400_000):
     return {
         "method": method,
-        "accuracy": accuracy,
-        "ci95": [max(accuracy - 0.03, 0.0), min(accuracy + 0.03, 1.0)],
-        "n": 400,
+        "metrics": {"accuracy": score(accuracy), "macro_f1": score(accuracy / 2), "matthews": score(accuracy / 3)},
         "params_total": params,
         "params_trainable": 0,
         "bytes": 4 * params,
@@ -65,6 +68,29 @@ def data():
     }
 
 
+@pytest.fixture
+def regression():
+    """What tuning one model for a regression leaves: no claims, no break-even, no offline part, no ambiguity."""
+
+    def measured(method, pearson, mse, **cost):
+        return {"method": method, "metrics": {"pearson": pearson, "spearman": pearson, "mse": mse}, **cost}
+
+    return {
+        "title": "Tuned",
+        "metric": "pearson",
+        "facts": [["parameters", "1.2 M"], ["واحدها", "۱۲"]],
+        "rows": [
+            measured("tuned", score(-0.12, -0.2, -0.05), score(1.95, 1.8, 2.1), params_total=9, latency_ms_p50=2),
+            measured("tfidf_ridge", score(0.77, 0.74, 0.79), score(0.963, 0.9, 1.0), params_total=3, latency_ms_p50=1),
+        ],
+        "curves": {"tune": [[0, 2.0], [10, 1.0]]},
+        "evaluations": {"tune": [{"step": 10, "score": 0.4, "validation_loss": 1.1, "validation_pearson": 0.4}]},
+        "samples": [{"input": "یک\nدو", "answer": "5", "tuned": "4.3"}],
+        "texts": [{"prompt": "یکی بود", "text": " یکی نبود.\nOnce"}],
+        "skipped": [f"آموزش.jsonl, row {i}" for i in range(23)],
+    }
+
+
 def read(folder):
     return {name: (folder / name).read_text(encoding="utf-8") for name in FILES}
 
@@ -100,13 +126,17 @@ def test_hostile_text_stays_text(tmp_path, data):
     data["claims"][1] |= {"name": HOSTILE, "statement": HOSTILE, "evidence": {HOSTILE: HOSTILE}}
     data["ambiguity"]["zero_shot"][0][0] = data["bias"][0]["probe"] = data["bias"][0]["model"] = HOSTILE
     data["curves"][HOSTILE] = [[0, 1.0]]
+    data["texts"] = [{"prompt": HOSTILE, "text": HOSTILE}]
+    data["facts"], data["skipped"] = [[HOSTILE, HOSTILE]], [HOSTILE]
+    data["rows"][0]["metrics"][HOSTILE] = data["rows"][0]["metrics"]["accuracy"]
+    data["evaluations"] = {HOSTILE: [{"step": 1, "accuracy": 0.5}]}
     data["break_even"][0]["from"] = '"><img src=x onerror=alert(1)>'
     write_report(tmp_path, data)
     html, markdown = read(tmp_path)["report.html"], read(tmp_path)["report.md"]
     assert "<script" not in html and "<img" not in html
-    assert html.count("&lt;script") > 12
+    assert html.count("&lt;script") > 18
     assert not re.search(r"(?<!\\)<", markdown)
-    assert "\n# b" not in markdown and r"\|a # b" in markdown
+    assert "\n# b" not in markdown and r"\|a \# b" in markdown
 
 
 def test_a_failed_claim_is_seen_with_its_evidence(tmp_path, data):
@@ -134,6 +164,8 @@ BLOCKS = {
     "bias": "Bias",
     "offline": "Predicted ahead of time",
     "samples": "Samples",
+    "texts": "Texts it writes",
+    "skipped": "Left out",
     "versions": "How this was made",
 }
 
@@ -145,17 +177,30 @@ def sections(folder, title):
     yield written["report.md"].split(f"## {title}\n")[1].split("\n## ")[0]
 
 
-NULLS = dict.fromkeys([*BLOCKS, "curves", "task", "seconds", "seed", "title"])
+NULLS = dict.fromkeys([*BLOCKS, "curves", "evaluations", "facts", "task", "seconds", "seed", "title", "metric"])
 
 
-@pytest.mark.parametrize("missing", [{}, NULLS])
-def test_missing_blocks_read_not_measured_in_their_sections(tmp_path, missing):
-    write_report(tmp_path, missing)
-    assert load_report(tmp_path) == missing
+def test_what_is_null_reads_not_measured_in_its_section(tmp_path):
+    write_report(tmp_path, NULLS)
+    assert load_report(tmp_path) == NULLS
     for title in BLOCKS.values():
         for section in sections(tmp_path, title):
             assert "not measured" in section, title
-    assert "not measured" in show(missing)
+    assert "not measured" in read(tmp_path)["report.html"].split("<h2>Training</h2>")[1].split("</section>")[0]
+    assert show(NULLS).count("not measured") == 2  # methods and claims
+
+
+def test_a_run_of_another_kind_has_no_section_for_what_it_does_not_measure(tmp_path, regression):
+    write_report(tmp_path, {})
+    write_report(tmp_path / "regression", regression)
+    for folder, absent in ((tmp_path, set(BLOCKS)), (tmp_path / "regression", {*BLOCKS} - {*regression})):
+        written = read(folder)
+        for key in absent:
+            assert BLOCKS[key] not in written["report.html"] + written["report.md"], key
+        for name in ("report.html", "report.md"):
+            body = written[name].split("</style>")[-1]
+            assert "not measured" not in body and "claims" not in body
+    assert "claims" not in show(regression) and "not measured" not in show({})
 
 
 def test_what_is_measured_does_not_read_not_measured(tmp_path, data):
@@ -164,6 +209,7 @@ def test_what_is_measured_does_not_read_not_measured(tmp_path, data):
     data["break_even"] = break_even_table([row | flops for row in data["rows"]])
     data["bias"] = [row | {"perplexity": 4.0} for row in data["bias"]]
     data["offline"]["same_answers"] = True
+    data |= {"texts": [{"prompt": "a", "text": "b"}], "skipped": []}
     write_report(tmp_path, data)
     for title in BLOCKS.values():
         for section in sections(tmp_path, title):
@@ -212,12 +258,13 @@ def test_the_page_stands_alone(tmp_path, data):
 def test_half_measured_blocks_are_shown(tmp_path):
     half = {
         "title": "پیامک‌ها",
-        "rows": [{"method": "tfidf", "accuracy": 0.97}, {"method": "full", "n": 3}],
+        "rows": [{"method": "tfidf", "metrics": {"accuracy": {"value": 0.97}, "macro_f1": None}}, {"method": "full"}],
         "claims": [{"name": "a", "statement": "b", "holds": False}],
         "curves": {"full": [[0, 0.0]], "lora": []},
         "ambiguity": {"zero_shot": []},
         "bias": [{"model": "base", "probe": "p", "value": 0.5}],
         "offline": {"rows": 3},
+        "evaluations": {"full": [], "lora": [{"step": 1}]},
         "samples": [{"input": "a", "answer": "b", "full": None}, {"input": "c", "answer": "d", "lora": ""}],
         "task": {"name": "mine"},
     }
@@ -226,6 +273,85 @@ def test_half_measured_blocks_are_shown(tmp_path):
     assert 'class="wrong"' in read(tmp_path)["report.html"].split("<td dir=\"auto\">d</td>")[1]
     assert 'class="wrong"' not in read(tmp_path)["report.html"].split("<td dir=\"auto\">d</td>")[0]
     assert "None" not in read(tmp_path)["report.html"] + read(tmp_path)["report.md"]
+
+
+def cells(folder, method):
+    """The texts of the cells of a method's row in the table of methods."""
+    table = read(folder)["report.html"].split("<tbody>")[1].split("</tbody>")[0]
+    line = next(line for line in table.split("<tr>") if f">{method}<" in line)
+    return [" ".join(re.sub(r"<[^>]*>", " ", cell).split()) for cell in line.split("<td")[1:]]
+
+
+def test_the_main_metric_leads_and_the_others_are_columns_with_intervals(tmp_path, regression):
+    write_report(tmp_path, regression)
+    main, spearman, mse, *_ = cells(tmp_path, "tfidf_ridge")
+    assert "0.77 [0.74, 0.79]" in main and "0.77 [0.74, 0.79]" in spearman and "0.963 [0.900, 1.000]" in mse
+    markdown = read(tmp_path)["report.md"]
+    assert "| method | Pearson | Spearman | squared error ↓ | n | parameters | latency |" in markdown
+    assert r"| tuned | -0.12 \[-0.20, -0.05\] | -0.12 \[-0.20, -0.05\] | 1.950 \[1.800, 2.100\] | 400 |" in markdown
+    assert "lower is better" in markdown and "lower is better" in read(tmp_path)["report.html"]
+    text = show(regression)
+    assert "Pearson" in text and "-0.12 [-0.20, -0.05]" in text and "1.2 M" in text
+
+
+def test_metrics_that_find_no_room_get_a_table_of_their_own_and_stand_once(tmp_path, data):
+    write_report(tmp_path, data)
+    for name in ("report.html", "report.md"):
+        assert read(tmp_path)[name].count("macro F1") == read(tmp_path)[name].count("Matthews") == 1
+    first, second = (part.splitlines()[0] for part in read(tmp_path)["report.md"].split("| method |")[1:])
+    assert "accuracy" in first and "macro F1" not in first
+    assert second == " macro F1 | Matthews |"
+
+
+@pytest.mark.parametrize(
+    ("metric", "scores", "places"),
+    [
+        ("accuracy", [score(0.5, 0.4, 0.6), score(0.9)], {"left:40.0%", "right:40.0%", "left:50.0%"}),
+        ("pearson", [score(-0.5, -0.75, 0.0), score(0.5)], {"left:12.5%", "right:50.0%", "left:25.0%", "left:50.0%"}),
+        ("mse", [score(2.0, 1.0, 3.0), score(4.0, 4.0, 5.0)], {"left:20.0%", "right:40.0%", "left:40.0%"}),
+        ("log_likelihood", [score(-2.0, -3.0, -1.0), score(-4.0, -4.0, -4.0)], {"left:25.0%", "right:25.0%"}),
+        ("bleu", [score(25.0, 20.0, 30.0)], {"left:20.0%", "right:70.0%", "left:25.0%"}),
+    ],
+)
+def test_the_bar_of_an_interval_is_on_the_metric_s_scale(tmp_path, metric, scores, places):
+    rows = [{"method": f"m{i}", "metrics": {metric: entry}} for i, entry in enumerate(scores)]
+    write_report(tmp_path, {"metric": metric, "rows": rows})
+    bar = read(tmp_path)["report.html"].split('<div class="range">')[1].split("</div>")[0]
+    assert places <= set(re.findall(r"(?:left|right):[\d.]+%", bar))
+    assert ("<s " in bar) == (metric == "pearson")
+
+
+def test_no_interval_is_promised_where_none_was_measured(tmp_path):
+    rows = [{"method": "xz", "metrics": {"bits_per_byte": {"value": 2.51584, "ci95": None, "n": None}}}]
+    write_report(tmp_path, {"metric": "bits_per_byte", "rows": rows})
+    html = read(tmp_path)["report.html"]
+    assert "bits per byte ↓<" in html and "2.516" in html and "95% interval" not in html and "<i " not in html
+
+
+def test_a_number_near_the_answer_is_not_marked_wrong(tmp_path, regression, data):
+    write_report(tmp_path, regression)
+    assert 'class="wrong"' not in read(tmp_path)["report.html"]
+    write_report(tmp_path, data)
+    assert read(tmp_path)["report.html"].count('class="wrong"') == 1
+
+
+def test_texts_and_what_was_left_out_in_any_script(tmp_path, regression):
+    write_report(tmp_path, regression)
+    html, markdown = read(tmp_path)["report.html"], read(tmp_path)["report.md"]
+    assert '<p class="text" dir="auto"><b>یکی بود</b> یکی نبود.\nOnce</p>' in html
+    assert "| یکی بود | یکی نبود. Once |" in markdown
+    for text in (html, markdown):
+        assert "23 in all, the first 20 of them" in text
+        assert "آموزش.jsonl, row 19" in text and "آموزش.jsonl, row 20" not in text
+    regression["skipped"] = []
+    write_report(tmp_path, regression)
+    assert "Nothing was left out." in read(tmp_path)["report.html"]
+
+
+def test_facts_stand_at_the_top_in_their_order(tmp_path, regression):
+    write_report(tmp_path, regression)
+    header = read(tmp_path)["report.html"].split("</header>")[0]
+    assert header.index("1.2 M") < header.index("واحدها") < header.index("۱۲")
 
 
 def show(data, width=80):
@@ -249,7 +375,7 @@ def test_the_terminal_obeys_no_text(data):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[1]", b'{"rows": {}}', b'{"claims": 3}', b'{"seed": NaN}', b'"\xff"'],
+    [b"", b"{", b"[1]", b'{"rows": {}}', b'{"claims": 3}', b'{"metric": 1}', b'{"seed": NaN}', b'"\xff"'],
 )
 def test_a_corrupt_report_is_named_with_its_remedy(tmp_path, content):
     (tmp_path / "report.json").write_bytes(content)

@@ -8,7 +8,7 @@ from limbeck.experiments.claims import lesson_claims
 
 
 def score(value: float) -> dict:
-    return {"accuracy": value, "ci95": [value - 0.03, value + 0.03], "n": 300}
+    return {"metrics": {"accuracy": {"value": value, "ci95": [value - 0.03, value + 0.03], "n": 300}}}
 
 
 def holding() -> dict:
@@ -36,6 +36,7 @@ def holding() -> dict:
         "few_shot_company": [["computers", 0.8], ["pome", 0.1]],
     }
     return {
+        "metric": "accuracy",
         "rows": rows,
         "training": {"full": full, "lora": part, "bias_norm": dict(part), "last_block": dict(part)},
         "offline": {
@@ -68,16 +69,16 @@ def put(*path):
 
 BREAKS = {
     "tuned_has_as_many_parameters": put("rows", "full", "params_total", 1001),
-    "tuned_beats_base": put("rows", "full", "ci95", [0.04, 0.99]),
+    "tuned_beats_base": put("rows", "full", "metrics", "accuracy", "ci95", [0.04, 0.99]),
     "every_parameter_moved": put("training", "full", "leaves_unmoved", ["norm/scale"]),
     "peft_moves_a_subset": put("training", "bias_norm", "frozen_moved", ["embed/embedding"]),
     "peft_is_cheaper": put("training", "last_block", "flops_per_step", 101.0),
-    "peft_is_nearly_as_good": put("rows", "lora", "accuracy", 0.9),
+    "peft_is_nearly_as_good": put("rows", "lora", "metrics", "accuracy", "value", 0.9),
     "distilled_has_fewer_parameters": put("rows", "distilled", "params_total", 251),
     "distilled_is_faster": put("rows", "distilled", "latency_ms_p50", 4.1),
-    "distilled_is_close": put("rows", "distilled", "accuracy", 0.85),
+    "distilled_is_close": put("rows", "distilled", "metrics", "accuracy", "value", 0.85),
     "prompting_moves_nothing": put("base_unmoved", False),
-    "examples_help": put("rows", "one_shot", "ci95", [0.04, 0.9]),
+    "examples_help": put("rows", "one_shot", "metrics", "accuracy", "ci95", [0.04, 0.9]),
     "offline_is_faster": put("offline", "same_answers", False),
     "bias_is_measured": put("probes", "rows", []),
     "zero_shot_is_ambiguous": put("ambiguity", "apple", "zero_shot", [["pome", 0.9]]),
@@ -93,6 +94,33 @@ def test_a_claim_falls_alone(name):
     data = copy.deepcopy(holding())
     BREAKS[name](data)
     assert [claim for claim, holds in verdicts(data).items() if not holds] == [name]
+
+
+def as_errors(data: dict) -> dict:
+    """The same measurements in a metric of which less is better, one in proportion to 1 / accuracy."""
+    for row in data["rows"]:
+        score = row["metrics"].pop("accuracy")
+        low, high = score["ci95"]
+        turned = {"value": 0.4 / score["value"], "ci95": [0.4 / high, 0.4 / max(low, 0.01)]}
+        row["metrics"]["mse"] = {**score, **turned}
+    return {**data, "metric": "mse"}
+
+
+def test_the_claims_of_quality_follow_the_metric_s_direction():
+    data = as_errors(holding())
+    assert verdicts(data) == dict.fromkeys(BREAKS, True)
+    for name in ("tuned_beats_base", "peft_is_nearly_as_good", "distilled_is_close", "examples_help"):
+        data = holding()
+        BREAKS[name](data)
+        assert [claim for claim, holds in verdicts(as_errors(data)).items() if not holds] == [name]
+
+
+def test_the_statement_and_the_evidence_name_the_metric():
+    claims = {claim["name"]: claim for claim in lesson_claims(**as_errors(holding()))}
+    assert claims["peft_is_nearly_as_good"]["statement"] == "LoRA has at most 1.05 times full tuning's squared error."
+    assert set(claims["tuned_beats_base"]["evidence"]["tuned"]) == {"mse", "ci95", "n"}
+    claims = {claim["name"]: claim for claim in lesson_claims(**holding())}
+    assert claims["distilled_is_close"]["statement"].endswith("at least 90 % of its teacher's accuracy.")
 
 
 def test_other_tasks_are_not_asked_about_the_world_s_names():

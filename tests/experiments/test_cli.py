@@ -160,7 +160,7 @@ def test_a_missing_report(tmp_path: Path, capsys) -> None:
 
 @pytest.mark.parametrize("holds", [True, False])
 def test_a_report_is_printed_and_a_failed_claim_is_its_status(tmp_path: Path, holds: bool, capsys) -> None:
-    row = {"method": "lora", "accuracy": 0.5, "ci95": [0.4, 0.6], "n": 100}
+    row = {"method": "lora", "metrics": {"accuracy": {"value": 0.5, "ci95": [0.4, 0.6], "n": 100}}}
     claim = {"name": "tuned_beats_base", "statement": "It does.", "holds": holds, "evidence": {}}
     (tmp_path / "report.json").write_text(json.dumps({"seed": 0, "rows": [row], "claims": [claim]}))
     assert main(["report", str(tmp_path)]) == (0 if holds else 1)

@@ -79,3 +79,29 @@ def test_a_few_documents_lose_their_ends_and_many_lose_whole_ones():
 def test_settings_that_cannot_be_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(PretrainingConfig(FitConfig(), ("a.txt",)), **change)
+
+
+def test_a_foundation_goes_on_with_chats_and_adapters(texts, tmp_path, capsys):
+    assert main([*words(texts, tmp_path / "base"), "--fit.steps", "1"]) == 0
+    base = tmp_path / "base" / "model"
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    settings["chat_template"] = (
+        "{% for message in messages %}<{{ message.role }}>{% if message.role == 'assistant' %}{% generation %}"
+        "{{ message.content }}{{ eos_token }}{% endgeneration %}{% else %}{{ message.content }}{% endif %}{% endfor %}"
+    )
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    (base / "manifest.json").unlink()  # it is our own change that would be seen
+    chats = [
+        [{"role": "user", "content": f"is fruit {i} sour?"}, {"role": "assistant", "content": "yes" * (1 + i % 3)}]
+        for i in range(40)
+    ]
+    lines = [json.dumps({"messages": chat}) for chat in [*chats, [{**chats[0][0], "content": "long " * 99}, chats[0][1]]]]
+    (tmp_path / "chats.jsonl").write_text("\n".join(lines) + "\n")
+    fit = ["--fit.steps", "4", "--fit.batch-size", "4", "--fit.length", "64", "--fit.evaluate-every", "2"]
+    paths = ["--workdir", str(tmp_path / "run"), "--model", str(base), "--root", str(tmp_path), "--lora-rank", "2"]
+    assert main(["run", "chat", *paths, *fit]) == 0
+    report = load_report(tmp_path / "run")
+    assert report["metric"] == "perplexity" and [row["method"] for row in report["rows"]] == ["pretrained"]
+    assert ["chats.jsonl, row 41" in line for line in report["skipped"]] == [True]
+    assert report["rows"][0]["params_trainable"] < 0.1 * report["rows"][0]["params_total"]
+    assert any(path.endswith("lora_b") for path in load_pretrained(tmp_path / "run" / "model").params)

@@ -161,7 +161,34 @@ def test_attention_equals_its_definition():
                 expected[b, t, n] = weights @ v[b, seen, n // 2]
     q32, k32, v32 = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
     got = attend(q32, k32, v32, jnp.asarray(mask), cap=2.0)
-    np.testing.assert_allclose(got, expected.reshape(2, 6, 32), atol=1e-6)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("length, scale, cap", [(6, None, None), (6, 0.3, 1.5), (67, None, None), (130, 0.5, 2.0)])
+def test_the_gradient_of_attention_is_that_of_its_definition(length, scale, cap):
+    """Against automatic differentiation of a plain softmax over all keys, packed and windowed, in and out of groups."""
+    from limbeck.model.attention import attend_causally, stretches, visible
+    from limbeck.model.layers import softcap
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v = (jax.random.normal(key, (2, length, heads, 8)) for key, heads in zip(keys, (4, 2, 2), strict=False))
+    mix = jax.random.normal(keys[3], (2, length, 4, 8))
+    positions = jnp.tile(jnp.arange(length) % 40, (2, 1))
+    mask = visible(positions, positions, jnp.arange(length)[None] // 40, jnp.arange(length)[None] // 40, 30)
+
+    def plain(q, k, v):
+        k, v = (jnp.repeat(x, 2, 2) for x in (k, v))
+        scores = softcap(jnp.einsum("btnh,bsnh->bnts", q, k) * (8**-0.5 if scale is None else scale), cap)
+        return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf)), v)
+
+    def own(q, k, v):
+        return attend_causally(q, k, v, mask, scale, cap)
+
+    assert stretches(length) == (1 if length < 64 else 4)
+    np.testing.assert_allclose(own(q, k, v), plain(q, k, v), atol=1e-6)
+    got, expected = (jax.grad(lambda *x, f=f: (f(*x) * mix).sum(), (0, 1, 2))(q, k, v) for f in (own, plain))
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)
 
 
 def test_rotation_depends_on_distance_alone():

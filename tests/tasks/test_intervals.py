@@ -121,3 +121,9 @@ def test_mcnemar_of_many_records() -> None:
 def test_no_records_have_no_interval(measure) -> None:
     with pytest.raises(UserError, match="0 records"):
         measure()
+
+
+@pytest.mark.parametrize("n", [1, 7, 20, 1000])
+def test_wilsons_interval_holds_its_share_at_either_end(n):
+    assert wilson(0, n)[0] == 0.0 and wilson(n, n)[1] == 1.0
+    assert 0 < wilson(0, n)[1] < 1 and 0 < wilson(n, n)[0] < 1

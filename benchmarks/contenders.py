@@ -1,0 +1,230 @@
+"""One contender of a benchmark: a whole training step in Limbeck, PyTorch or Tunix, or a bare product of matrices.
+
+Started by `step.py` as a process of its own, with the interpreter that has the library; not meant to be run by hand.
+All do the same: AdamW on every parameter, gradients clipped to a global norm of 1, one batch of random tokens, the
+mean loss over all next tokens, weights from one folder. A `Step` enqueues and gives its loss; a `Finish` waits.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from contest import Json, answer_requests, forget_peak, memory
+
+RATE, B1, B2, EPS, DECAY, CLIP = 1e-3, 0.9, 0.95, 1e-8, 0.1, 1.0  # AdamW, the same for all
+
+
+class Ready(NamedTuple):
+    """A step that can be called again and again."""
+
+    step: Callable[[], Any]
+    finish: Callable[[Any], float]  # waits for a step's loss and gives it
+    device_peak: Callable[[], float | None]  # MiB on an accelerator, None on CPU
+    parameters: int
+    versions: dict[str, str]
+
+
+def tokens_BT(request: Json) -> np.ndarray:
+    """The one batch, the same for every contender."""
+    rng = np.random.default_rng(0)
+    return rng.integers(3, request["vocab_size"], (request["rows"], request["length"])).astype(np.int32)
+
+
+def _jax_peak() -> float | None:
+    import jax
+
+    stats = jax.devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] / 2**20 if stats and "peak_bytes_in_use" in stats else None
+
+
+def limbeck(request: Json, **changes: Any) -> Ready:
+    """Limbeck's own step on what `load_pretrained` gives."""
+    import dataclasses
+
+    import jax
+    from limbeck_step import Trainer, next_token_batch
+
+    from limbeck.model.pretrained import load_pretrained
+    from limbeck.train.config import OptimConfig
+
+    config, params = load_pretrained(request["folder"], dtype=request["dtype"])[:2]
+    optim = OptimConfig(
+        learning_rate=RATE, schedule="constant", warmup=0.0, weight_decay=DECAY, decays=(".*",), clip=CLIP,
+        b1=B1, b2=B2, eps=EPS,
+    )  # fmt: skip
+    trainer = Trainer(dataclasses.replace(config, **changes), params, optim=optim)
+    batch = next_token_batch(tokens_BT(request))
+    count = sum(leaf.size for leaf in params.values())
+    return Ready(lambda: trainer.step(batch), trainer.finish, _jax_peak, count, {"jax": jax.__version__})
+
+
+def torch(request: Json, compiled: bool = False) -> Ready:
+    """transformers' Llama with PyTorch's own attention and its fused AdamW; compiled with the defaults, or eager.
+
+    In bfloat16 as transformers' Trainer does it: float32 parameters, products in bfloat16.
+    """
+    import torch
+    import transformers
+
+    on_gpu = request["device"] == "gpu"
+    device = torch.device("cuda" if on_gpu else "cpu")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    model = transformers.LlamaForCausalLM.from_pretrained(
+        request["folder"], dtype=torch.float32, attn_implementation="sdpa"
+    )
+    model.to(device).train()  # pyright: ignore[reportArgumentType]
+    model.config.use_cache = False
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, (B1, B2), EPS, DECAY, fused=True)
+    tokens = torch.from_numpy(tokens_BT(request)).long().to(device)
+    forward = torch.compile(model) if compiled else model
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=request["dtype"] == "bfloat16"):
+            loss = forward(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        return loss.detach()
+
+    def device_peak() -> float | None:
+        return torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None
+
+    count = sum(parameter.numel() for parameter in model.parameters())
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return Ready(step, lambda loss: float(loss.item()), device_peak, count, versions)
+
+
+def tunix(request: Json) -> Ready:
+    """Tunix's Llama 3 and the jitted step of its trainer, as its `train` builds it, without that loop's bookkeeping.
+
+    In bfloat16 as in its examples: parameters and the optimiser's state too, which is half of what the others hold.
+    """
+    from importlib.metadata import version
+
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from flax import nnx
+    from tunix.models.llama3.model import ModelConfig  # pyright: ignore
+    from tunix.models.llama3.params import create_model_from_safe_tensors  # pyright: ignore
+    from tunix.sft.peft_trainer import PeftTrainer, TrainingConfig, TrainingInput  # pyright: ignore
+    from tunix.sft.utils import build_positions_from_mask, make_causal_attn_mask  # pyright: ignore
+
+    config = ModelConfig(
+        num_layers=request["depth"],
+        vocab_size=request["vocab_size"],
+        embed_dim=request["width"],
+        hidden_dim=request["mlp_dim"],
+        num_heads=request["num_heads"],
+        head_dim=request["head_dim"],
+        num_kv_heads=request["num_kv_heads"],
+        rope_theta=int(request["rope_theta"]),
+        norm_eps=request["norm_eps"],
+        weight_tying=True,
+    )
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
+    model = create_model_from_safe_tensors(request["folder"], config, mesh, jnp.dtype(request["dtype"]))
+    rule = optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(RATE, B1, B2, EPS, weight_decay=DECAY))
+
+    def inputs(example: TrainingInput) -> dict[str, Any]:
+        mask = jnp.asarray(example.input_mask)
+        return {
+            "input_tokens": example.input_tokens,
+            "input_mask": mask,
+            "positions": build_positions_from_mask(mask),
+            "attention_mask": make_causal_attn_mask(mask),
+        }
+
+    trainer = PeftTrainer(model, rule, TrainingConfig(eval_every_n_steps=10**9)).with_gen_model_input_fn(inputs)
+    with mesh:
+        train, _ = trainer.jit_train_and_eval_step(cache_nnx_graph=True)
+    tokens = jnp.asarray(tokens_BT(request))
+    example = TrainingInput(input_tokens=tokens, input_mask=jnp.ones(tokens.shape, bool))
+
+    def step() -> jax.Array:
+        with mesh:
+            return train(example)[0]
+
+    def finish(loss: jax.Array) -> float:
+        jax.block_until_ready((loss, nnx.state(trainer.model)))
+        return float(loss)
+
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    return Ready(step, finish, _jax_peak, count, {"jax": jax.__version__, "tunix": version("google-tunix")})
+
+
+def matmul(request: Json) -> Ready:
+    """The machine's measure: one product of square matrices in XLA; its "loss" means nothing."""
+    import jax
+    import jax.numpy as jnp
+
+    a = jax.random.normal(jax.random.key(0), (request["matmul"],) * 2, jnp.dtype(request["dtype"]))
+    product = jax.jit(jnp.matmul)
+
+    def finish(out: jax.Array) -> float:
+        out.block_until_ready()
+        return 0.0
+
+    return Ready(lambda: product(a, a), finish, _jax_peak, 0, {"jax": jax.__version__})
+
+
+CONTENDERS: dict[str, Callable[[Json], Ready]] = {
+    "limbeck": limbeck,
+    "limbeck-remat": lambda request: limbeck(request, remat="full"),
+    "torch": torch,
+    "torch-compile": lambda request: torch(request, compiled=True),
+    "tunix": tunix,
+    "matmul": matmul,
+}
+
+
+def prepare(request: Json) -> Json:
+    """Writes the folder of random weights that all contenders load; gives the counted FLOPs of a step."""
+    import jax
+
+    from limbeck.model.config import ModelConfig
+    from limbeck.model.flops import step_flops
+    from limbeck.model.pretrained import save_pretrained
+    from limbeck.model.rope import Rope
+    from limbeck.model.transformer import init
+
+    fields = ("vocab_size", "width", "depth", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "max_len", "norm_eps")
+    config = ModelConfig(**{name: request[name] for name in fields}, rope=Rope(theta=request["rope_theta"]))
+    params = init(config, jax.random.key(0))
+    flops = step_flops(config, params, {}, request["rows"] * request["length"], request["length"] / 2)
+    cast = {path: leaf.astype(request["dtype"]) for path, leaf in params.items()}
+    save_pretrained(Path(request["folder"]), config, cast)
+    return {"flops": flops, "parameters": sum(leaf.size for leaf in params.values())}
+
+
+def start(request: Json) -> tuple[Json, Callable[[Json], Json]]:
+    """Builds the contender that a request names; from then on each request is so many steps."""
+    if request["contender"] == "prepare":
+        return prepare(request), lambda _: {}
+    step, finish, device_peak, parameters, versions = CONTENDERS[request["contender"]](request)
+    forget_peak()
+    resident, _ = memory()
+
+    def run(order: Json) -> Json:
+        if order.get("forget_peak"):
+            forget_peak()
+        began = time.perf_counter()
+        losses = [step() for _ in range(order["steps"])]
+        last = finish(losses[-1])
+        seconds = time.perf_counter() - began
+        return {
+            "seconds": seconds,
+            "losses": [finish(loss) for loss in losses[:-1]] + [last] if order.get("losses") else [],
+            "peak": memory()[1],
+            "device_peak": device_peak(),
+        }
+
+    return {"parameters": parameters, "versions": versions, "resident": resident}, run
+
+
+if __name__ == "__main__":
+    answer_requests(start)
