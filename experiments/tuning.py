@@ -209,7 +209,7 @@ def _tested(
     return {"row": row, "answers": said}
 
 
-def _samples(task: Task, answers: Sequence[str], seed: int) -> list[dict[str, str]]:
+def _samples(task: Task, answers: Sequence[str], seed: int) -> list[dict[str, Any]]:
     test = task.splits["test"]
     picked = np.random.default_rng(seed).choice(len(test), min(12, len(test)), replace=False)
     return [

@@ -53,11 +53,11 @@ def answer(task: Task, config: ModelConfig, params: Params, tokenizer: Tokenizer
     if task.kind == "multi_label":
         probability_NC = 1 / (1 + np.exp(-scores_NC.astype(np.float64)))
         chosen_NC = probability_NC > 0.5
-        words = [join_labels([options[i] for i in np.flatnonzero(row)], options) for row in chosen_NC]
+        words = [join_labels([options[int(i)] for i in np.flatnonzero(row)], options) for row in chosen_NC]
         return Answers(words, scores_NC, np.where(chosen_NC, probability_NC, 1 - probability_NC).prod(-1))
     odds_NC = np.exp(scores_NC.astype(np.float64) - scores_NC.max(-1, keepdims=True))
     probability_NC = odds_NC / odds_NC.sum(-1, keepdims=True)
-    return Answers([options[i] for i in scores_NC.argmax(-1)], scores_NC, probability_NC.max(-1))
+    return Answers([options[int(i)] for i in scores_NC.argmax(-1)], scores_NC, probability_NC.max(-1))
 
 
 def score(config: ModelConfig, params: Params, texts: Sequence[Sequence[int]], name: str = "texts") -> np.ndarray:

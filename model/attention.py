@@ -1,15 +1,17 @@
 """Grouped-query attention over the sequence itself or over a key-value cache."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from limbeck.model.config import ModelConfig
 from limbeck.model.layers import Linear, Norm, Turn, rotate, softcap
 
+ATTENDED = "attended"  # what a rematerialisation may keep by this name
 _MASKED = -1e30  # finite: a query that sees nothing gets a uniform row instead of NaN
 
 
@@ -45,7 +47,6 @@ def visible(
     return mask_BTS
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def attend(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
@@ -60,41 +61,8 @@ def attend(
     [B*K, G*T, H] @ [B*K, H, S]: twice as fast in the backward pass on CPU as five-index einsums. The backward pass
     computes the probabilities again (Dao et al. 2022, arXiv 2205.14135): none are kept from the forward pass.
     """
-    return _attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, cap)[0]
-
-
-def _attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, cap):
-    q, k, v = _by_heads(q_BTNH, k_BSKH.shape[2]), _by_heads(k_BSKH), _by_heads(v_BSKH)
-    probabilities, _ = _probabilities(q, k, mask_BTS, scale, cap)
-    out = jnp.einsum("bts,bsd->btd", probabilities.astype(v.dtype), v)
-    out_BTNH = _by_tokens(out, q_BTNH.shape)
-    return out_BTNH, (q_BTNH, k_BSKH, v_BSKH, mask_BTS, out_BTNH)
-
-
-def _attend_backward(scale, cap, kept, gradient_BTNH):
-    q_BTNH, k_BSKH, v_BSKH, mask_BTS, out_BTNH = kept
-    K = k_BSKH.shape[2]
-    q, k, v = _by_heads(q_BTNH, K), _by_heads(k_BSKH), _by_heads(v_BSKH)
-    gradient, out = _by_heads(gradient_BTNH, K), _by_heads(out_BTNH, K)
-    probabilities, scores = _probabilities(q, k, mask_BTS, scale, cap)
-    v_gradient = jnp.einsum("bts,btd->bsd", probabilities.astype(v.dtype), gradient)
-    per_probability = jnp.einsum("btd,bsd->bts", gradient, v, preferred_element_type=jnp.float32)
-    mean = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), -1, keepdims=True)
-    per_score = probabilities * (per_probability - mean)  # nothing where the mask is, as the probability is 0 there
-    if cap is not None:
-        per_score = per_score * (1.0 - jnp.square(scores / cap))
-    per_score, factor = per_score.astype(q.dtype), _factor(scale, q.shape[-1])
-    q_gradient = jnp.einsum("bts,bsd->btd", per_score, k) * factor
-    k_gradient = jnp.einsum("bts,btd->bsd", per_score, q * factor)
-    return (
-        _by_tokens(q_gradient, q_BTNH.shape),
-        _by_tokens(k_gradient, k_BSKH.shape),
-        _by_tokens(v_gradient, v_BSKH.shape),
-        None,
-    )
-
-
-attend.defvjp(_attend, _attend_backward)
+    out = _attend(*_by_heads(q_BTNH, k_BSKH, v_BSKH, scale), mask_BTS, cap)
+    return _by_tokens(cast(jax.Array, out), q_BTNH.shape)
 
 
 def attend_causally(
@@ -109,11 +77,12 @@ def attend_causally(
     T = q_BTNH.shape[1]
     count = stretches(T)
     edges = [T * part // count for part in range(count + 1)]
+    q, k, v = _by_heads(q_BTNH, k_BTKH, v_BTKH, scale)
     parts = [
-        attend(q_BTNH[:, low:high], k_BTKH[:, :high], v_BTKH[:, :high], mask_BTT[:, low:high, :high], scale, cap)
+        _attend(q[:, :, low:high], k[:, :high], v[:, :high], mask_BTT[:, low:high, :high], cap)
         for low, high in zip(edges, edges[1:], strict=False)
     ]
-    return jnp.concatenate(parts, 1)
+    return _by_tokens(jnp.concatenate(cast(list[jax.Array], parts), 2), q_BTNH.shape)
 
 
 def stretches(length: int) -> int:
@@ -121,32 +90,72 @@ def stretches(length: int) -> int:
     return 1 if length < 64 else min(16, max(4, length // 64))
 
 
-def _factor(scale: float | None, head_dim: int) -> float:
-    return head_dim**-0.5 if scale is None else scale
+# In what follows X is B*K, the rows of all key-value heads: q_XGTH, k_XSH, v_XSH.
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q, k, v, mask_BTS, cap):
+    return _attend_forward(q, k, v, mask_BTS, cap)[0]
 
 
-def _probabilities(q, k, mask_BTS, scale, cap):
-    """(probabilities, capped scores before the mask), [B*K, G*T, S] and float32."""
+def _attend_forward(q, k, v, mask_BTS, cap):
+    scores = _scores(q, k, mask_BTS, cap)
+    top = scores.max(-1, keepdims=True)
+    shares = jnp.exp(scores - top)
+    total = shares.sum(-1, keepdims=True)
+    # Divided after the product: H numbers a query instead of S.
+    out = jnp.einsum("xqs,xsh->xqh", shares.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    out = checkpoint_name(out.astype(v.dtype), ATTENDED)
+    log_total = checkpoint_name(jnp.log(total) + top, ATTENDED)
+    return out.reshape(q.shape), (q, k, v, mask_BTS, out, log_total)
+
+
+def _attend_backward(cap, kept, gradient):
+    q, k, v, mask_BTS, out, log_total = kept
+    scores = _scores(q, k, mask_BTS, cap)
+    probabilities = jnp.exp(scores - log_total)
+    gradient = gradient.reshape(out.shape)
+    v_gradient = jnp.einsum("xqs,xqh->xsh", probabilities.astype(v.dtype), gradient)
+    per_probability = jnp.einsum("xqh,xsh->xqs", gradient, v, preferred_element_type=jnp.float32)
+    mean = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), -1, keepdims=True)
+    per_score = probabilities * (per_probability - mean)  # nothing where the mask is, as the probability is 0 there
+    if cap is not None:
+        per_score = per_score * (1.0 - jnp.square(jnp.maximum(scores, -cap) / cap))
+    per_score = per_score.astype(q.dtype)
+    q_gradient = jnp.einsum("xqs,xsh->xqh", per_score, k).reshape(q.shape)
+    k_gradient = jnp.einsum("xqs,xqh->xsh", per_score, _rows(q))
+    return q_gradient, k_gradient, v_gradient, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _scores(q, k, mask_BTS, cap):
+    """[X, G*T, S], float32, capped and then masked."""
     B, T, S = mask_BTS.shape
-    scores = jnp.einsum("btd,bsd->bts", q * _factor(scale, q.shape[-1]), k, preferred_element_type=jnp.float32)
-    scores = softcap(scores, cap)
-    grouped = scores.reshape(B, -1, q.shape[1] // T, T, S)
-    probabilities = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], grouped, _MASKED), -1)
-    return probabilities.reshape(scores.shape), scores
+    scores = softcap(jnp.einsum("xqh,xsh->xqs", _rows(q), k, preferred_element_type=jnp.float32), cap)
+    grouped = scores.reshape(B, -1, q.shape[1], T, S)
+    return jnp.where(mask_BTS[:, None, None], grouped, _MASKED).reshape(scores.shape)
 
 
-def _by_heads(x_BTNH: jax.Array, groups_of: int | None = None) -> jax.Array:
-    """[B*K, G*T, H]: the rows of each key-value head together."""
-    B, T, N, H = x_BTNH.shape
-    K = groups_of or N
-    return x_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B * K, N // K * T, H)
+def _rows(q):
+    X, G, T, H = q.shape
+    return q.reshape(X, G * T, H)
 
 
-def _by_tokens(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """[B, T, N, H] again."""
+def _by_heads(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, scale: float | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(q_XGTH, scaled, k_XSH, v_XSH)."""
+    B, T, N, H = q_BTNH.shape
+    S, K = k_BSKH.shape[1:3]
+    q = (q_BTNH * (H**-0.5 if scale is None else scale)).reshape(B, T, K, N // K, H)
+    k, v = (x.transpose(0, 2, 1, 3).reshape(B * K, S, H) for x in (k_BSKH, v_BSKH))
+    return q.transpose(0, 2, 3, 1, 4).reshape(B * K, N // K, T, H), k, v
+
+
+def _by_tokens(out: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """out_XGTH as out_BTNH."""
     B, T, N, H = shape
-    K = x.shape[0] // B
-    return x.reshape(B, K, N // K, T, H).transpose(0, 3, 1, 2, 4).reshape(shape)
+    return out.reshape(B, -1, out.shape[1], T, H).transpose(0, 3, 1, 2, 4).reshape(shape)
 
 
 class Attention(nn.Module):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from limbeck.model.attention import Attention, LayerCache, Place
+from limbeck.model.attention import ATTENDED, Attention, LayerCache, Place
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.layers import Mlp, Norm, Turn, softcap, turn
@@ -152,14 +152,21 @@ def hidden(
     if c.remat == "full":
         block = jax.checkpoint(block)
     elif c.remat == "dots":
-        block = jax.checkpoint(block, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+        policies = jax.checkpoint_policies
+        products = policies.dots_with_no_batch_dims_saveable
+        kept = policies.save_from_both_policies(products, policies.save_only_these_names(ATTENDED))
+        block = jax.checkpoint(block, policy=kept)
     windows_L = jnp.asarray(c.layer_windows(), jnp.int32)
     carry = (x_BTD, None, None) if cache is None else (x_BTD, cache.k_LBSKH, cache.v_LBSKH)
     stop = 0
     for run in runs(params):
         span = slice(run.start, run.stop)
         layers = (run.leaves, windows_L[span], turn_of_layer_L[span], jnp.arange(run.start, run.stop))
-        carry, _ = jax.lax.scan(block, carry, layers, unroll=1 if c.scan else run.stop - run.start)
+        if c.scan:
+            carry, _ = jax.lax.scan(block, carry, layers)
+        else:  # a plain loop: an unrolled scan would stack what the backward pass needs all the same
+            for layer in _layer_by_layer(layers, run.stop - run.start):
+                carry, _ = block(carry, layer)
         stop = run.stop
     if stop != c.depth:
         raise UserError(f"the parameters hold {stop} layers, the config says depth={c.depth}: use their own config")
@@ -170,6 +177,13 @@ def hidden(
         length_B = jnp.maximum(cache.length_B, positions_BT[:, -1] + 1)
         cache = Cache(k_LBSKH, v_LBSKH, length_B, cache.total_B)
     return hidden_BTD, cache
+
+
+def _layer_by_layer(stacked: Any, count: int) -> list[Any]:
+    """The slices of a tree of leaves along their first axis; split once, so that gradients are put together once."""
+    leaves, tree = jax.tree.flatten(stacked)
+    pieces = [jax.lax.split(leaf, (1,) * count) for leaf in leaves]
+    return [jax.tree.unflatten(tree, [piece[0] for piece in row]) for row in zip(*pieces, strict=True)]
 
 
 def _turns(config: ModelConfig, positions_BT: jax.Array, total_B: jax.Array) -> tuple[Turn | None, jax.Array]:

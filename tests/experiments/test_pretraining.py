@@ -95,7 +95,8 @@ def test_a_foundation_goes_on_with_chats_and_adapters(texts, tmp_path, capsys):
         [{"role": "user", "content": f"is fruit {i} sour?"}, {"role": "assistant", "content": "yes" * (1 + i % 3)}]
         for i in range(40)
     ]
-    lines = [json.dumps({"messages": chat}) for chat in [*chats, [{**chats[0][0], "content": "long " * 99}, chats[0][1]]]]
+    chats.append([{"role": "user", "content": "long " * 99}, chats[0][1]])
+    lines = [json.dumps({"messages": chat}) for chat in chats]
     (tmp_path / "chats.jsonl").write_text("\n".join(lines) + "\n")
     fit = ["--fit.steps", "4", "--fit.batch-size", "4", "--fit.length", "64", "--fit.evaluate-every", "2"]
     paths = ["--workdir", str(tmp_path / "run"), "--model", str(base), "--root", str(tmp_path), "--lora-rank", "2"]

@@ -17,7 +17,7 @@ class Config:
 
 def scalars(folder) -> dict[tuple[str, int], float]:
     """(name, step) -> value, over all event files, the later file winning."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     found = {}
     for path in sorted(folder.rglob("events.*"), key=lambda path: path.stat().st_mtime_ns):

@@ -24,9 +24,9 @@ CONFIG = ModelConfig(
 PARAMS = init(CONFIG, jax.random.key(0))
 
 
-def task_of(answers, kind, options, template=Template()):
+def task_of(answers, kind, options, query="{input}:"):
     records = [{"id": str(i), "input": "word " * (i % 5) + "لیمو", "output": text} for i, text in enumerate(answers)]
-    return Task("t", {"train": tuple(records), "test": ({**records[0], "id": "t"},)}, template, options, kind=kind)
+    return Task("t", {"train": tuple(records), "test": ({**records[0], "id": "t"},)}, Template(query), options, kind=kind)
 
 
 def test_a_score_is_that_of_the_text_alone(monkeypatch):
@@ -62,6 +62,6 @@ def test_each_kind_of_task_is_answered_in_its_words():
 
 
 def test_a_query_that_is_too_long_is_named():
-    task = task_of(OPTIONS, "classification", OPTIONS, Template(query="{input} " + "x" * 70))
+    task = task_of(OPTIONS, "classification", OPTIONS, "{input} " + "x" * 70)
     with pytest.raises(UserError, match="record '0': .* tokens, and the model has 64 positions"):
         answer(task, CONFIG, PARAMS, TOKENIZER, task.splits["train"])
