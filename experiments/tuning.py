@@ -22,6 +22,7 @@ from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.inference.classify import answer, score
 from limbeck.inference.engine import Engine
 from limbeck.model.config import ModelConfig
+from limbeck.model.errors import UserError
 from limbeck.model.flops import step_flops
 from limbeck.model.params import Params, count, join, merge, nbytes
 from limbeck.model.pretrained import load_pretrained, save_pretrained
@@ -47,6 +48,7 @@ def run(config: TuningConfig, rundir: Path) -> int:
     task = _validated(load_task(config.task, description=described, on_bad_row=config.on_bad_row), config.held_out)
     head = config.head and task.kind != "generation"
     start = _start(config, task, rundir, head)
+    task, too_long = _answerable(task, start, config.on_bad_row)
     trainable, frozen = apply_selection(start.selection, start.params)
     print(f"{task.name}: {describe(trainable, frozen)}", file=sys.stderr)
     rows, validation = (_rows(config, task, split, start, rundir, head) for split in ("train", "validation"))
@@ -111,7 +113,7 @@ def run(config: TuningConfig, rundir: Path) -> int:
         "curves": {"tune": trained["curve"]},
         "evaluations": {"tune": trained["evaluations"]},
         "samples": _samples(task, tested["answers"], config.seed),
-        "skipped": [*task.skipped, *rows.skipped, *trained["skipped"]],
+        "skipped": [*task.skipped, *rows.skipped, *too_long, *trained["skipped"]],
     }
     write_report(rundir, data)
     Console().print(terminal_table(data))
@@ -146,6 +148,26 @@ def _start(config: TuningConfig, task: Task, rundir: Path, head: bool) -> Start:
         lora_targets=config.lora_targets,
         seed=config.seed,
     )
+
+
+def _answerable(task: Task, start: Start, on_bad_row: str) -> tuple[Task, list[str]]:
+    """The task without the validation and test records that are too long for the model, and a line for each.
+
+    Raises UserError for the first of them unless they may be left out.
+    """
+    room, splits, left_out = start.config.max_len, dict(task.splits), []
+    for split in ("validation", "test"):
+        lengths = [len(start.tokenizer.prompt(task.query(record))) for record in task.splits[split]]
+        kept = []
+        for record, length in zip(task.splits[split], lengths, strict=True):
+            if length <= room:
+                kept.append(record)
+                continue
+            left_out.append(f"{task.place(record)}: {length} tokens, and the model has {room} positions")
+            if on_bad_row == "error":
+                raise UserError(f'{left_out[-1]}: shorten it, or leave it out with on_bad_row="skip"')
+        splits[split] = tuple(kept)
+    return dataclasses.replace(task, splits=splits), left_out
 
 
 def _rows(config: TuningConfig, task: Task, split: str, start: Start, rundir: Path, head: bool) -> Rows:

@@ -66,6 +66,24 @@ def test_adapters_train_with_the_head_alone(tmp_path, capsys):
     assert "in 15 leaves" in capsys.readouterr().err  # seven kernels with two each, and the head
 
 
+def test_test_records_that_are_too_long_are_an_error_or_left_out_and_listed(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    for split, numbers in (("train", range(60)), ("test", range(60, 80))):
+        rows = [ANSWERS["classification"](record(number)) for number in numbers]
+        if split == "test":
+            rows[7]["text"] = "long " * 99
+        lines = "\n".join(json.dumps(row) for row in rows)
+        (tmp_path / "data" / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    words = ["--task", str(tmp_path / "data"), "--model", "tiny", "--vocab-size", "300", "--max-len", "64"]
+    words += ["--fit.steps", "1", "--fit.batch-size", "4", "--fit.length", "64", "--workdir"]
+    assert main(["run", "sst2", *words, str(tmp_path / "strict")]) == 2
+    assert "test.jsonl, row 8: " in (error := capsys.readouterr().err) and 'on_bad_row="skip"' in error
+    assert main(["run", "sst2", *words, str(tmp_path / "run"), "--on-bad-row", "skip"]) == 0
+    report = load_report(tmp_path / "run")
+    assert ["test.jsonl, row 8: " in line for line in report["skipped"]] == [True]
+    assert {row["metrics"]["accuracy"]["n"] for row in report["rows"]} == {19}  # the baselines', too
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
