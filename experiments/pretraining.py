@@ -17,15 +17,15 @@ from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.rundir import stage, versions
 from limbeck.experiments.start import Start, adapted, begin
 from limbeck.experiments.text_sources import Source, read_sources, rows_of, tokens_of
-from limbeck.experiments.tracking import tracking
+from limbeck.experiments.training import trained
 from limbeck.inference.engine import Engine
 from limbeck.inference.requests import GenerateRequest, Sampling
 from limbeck.model.flops import step_flops
-from limbeck.model.params import Params, count, join, merge, nbytes
+from limbeck.model.params import Params, count, nbytes
 from limbeck.model.peak import peak
-from limbeck.model.pretrained import load_pretrained, save_pretrained
+from limbeck.model.pretrained import load_pretrained
 from limbeck.train.data import Rows, batches
-from limbeck.train.loop import Evaluation, fit
+from limbeck.train.loop import Evaluation
 from limbeck.train.loss import token_loss
 from limbeck.train.select import apply_selection, describe
 from limbeck.train.validation import mean_loss
@@ -50,33 +50,9 @@ def run(config: PretrainingConfig, rundir: Path) -> int:
         print(f"{name:22} {value}", file=sys.stderr)
     evaluate = _evaluation(config, start, held_out, sources)
 
-    def train() -> dict[str, Any]:
-        stream = batches(list(zip(rows, config.weights or tokens, strict=True)), rows_at_once, config.seed)
-        with tracking(rundir, config, config.wandb) as log:
-            fitted = fit(
-                token_loss(start.config, z_loss=config.z_loss),
-                start.params,
-                stream,
-                config.fit,
-                selection=start.selection,
-                seed=config.seed,
-                name="pretrain",
-                checkpoints=rundir / "checkpoints",
-                log=log,
-                evaluate=evaluate,
-                example_name=stream.name,
-                flops_per_step=per_step,
-                profile=rundir / "profile" if config.profile else None,
-            )
-        save_pretrained(rundir / "model", start.config, join(merge(fitted.trainable, fitted.frozen)), start.tokenizer)
-        return {
-            "curve": fitted.curve,
-            "evaluations": fitted.evaluations,
-            "train_seconds": fitted.seconds,
-            "skipped": fitted.skipped,
-        }
-
-    trained = stage(rundir, "pretrain", train)
+    stream = batches(list(zip(rows, config.weights or tokens, strict=True)), rows_at_once, config.seed)
+    loss_fn = token_loss(start.config, z_loss=config.z_loss)
+    training = trained(config, rundir, start, loss_fn, stream, evaluate, per_step, "pretrain")
     final = load_pretrained(rundir / "model")
     found = stage(rundir, "validation", lambda: evaluate(final.params).metrics)
     main = "bits_per_byte" if "bits_per_byte" in found else "perplexity"
@@ -87,31 +63,32 @@ def run(config: PretrainingConfig, rundir: Path) -> int:
         "params_total": count(final.params),
         "params_trainable": count(trainable),
         "bytes": nbytes(final.params),
-        "train_seconds": trained["train_seconds"],
+        "train_seconds": training["train_seconds"],
         "flops_per_step": per_step,
     }
     data = {
         "title": f"Limbeck: {rundir.name}, a foundation of {quantity(count(final.params))} parameters",
         "command": (rundir / "command.txt").read_text(encoding="utf-8").splitlines()[-1],
         "seed": config.seed,
-        "seconds": trained["train_seconds"],
+        "seconds": training["train_seconds"],
         "machine": machine(),
         "versions": versions(),
         "metric": main,
         "facts": facts,
         "rows": [row, *({"method": name, "metrics": {main: _value(bits)}} for name, bits in others.items())],
-        "curves": {"pretrain": trained["curve"]},
+        "curves": {"pretrain": training["curve"]},
         "evaluations": {
-            "pretrain": [{k: v for k, v in each.items() if k != "texts"} for each in trained["evaluations"]]
+            "pretrain": [{k: v for k, v in each.items() if k != "texts"} for each in training["evaluations"]]
         },
         "texts": found["texts"],
-        "skipped": [*(line for part in (*sources, *rows) for line in part.skipped), *trained["skipped"]],
+        "skipped": [*(line for part in (*sources, *rows) for line in part.skipped), *training["skipped"]],
     }
     write_report(rundir, data)
     Console().print(terminal_table(data))
     for text in found["texts"]:
         print(f"> {text['prompt']}{text['text']}")
-    print(f"{duration(trained['train_seconds'])}; the model is {rundir / 'model'}, the report {rundir / 'report.html'}")
+    took = duration(training["train_seconds"])
+    print(f"{took}; the model is {rundir / 'model'}, the report {rundir / 'report.html'}")
     return 0
 
 

@@ -17,15 +17,15 @@ from limbeck.experiments.machine import machine
 from limbeck.experiments.rundir import cache_folder, stage, versions
 from limbeck.experiments.start import Start, adapted, begin
 from limbeck.experiments.text_sources import hold_out
-from limbeck.experiments.tracking import tracking
+from limbeck.experiments.training import trained
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.inference.classify import answer, score
 from limbeck.inference.engine import Engine
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.flops import step_flops
-from limbeck.model.params import Params, count, join, merge, nbytes
-from limbeck.model.pretrained import load_pretrained, save_pretrained
+from limbeck.model.params import Params, count, nbytes
+from limbeck.model.pretrained import load_pretrained
 from limbeck.prompting.predict import predict
 from limbeck.tasks.metrics import METRICS
 from limbeck.tasks.probability_metrics import calibration_error
@@ -33,7 +33,7 @@ from limbeck.tasks.sources import load_task
 from limbeck.tasks.task import Record, Task
 from limbeck.train.data import Rows, batches, pack
 from limbeck.train.examples import completions, labelled
-from limbeck.train.loop import Evaluation, fit
+from limbeck.train.loop import Evaluation
 from limbeck.train.loss import LossFn, multi_label_loss, regression_loss, token_loss
 from limbeck.train.row_cache import cached, rows_key
 from limbeck.train.select import apply_selection, describe
@@ -63,57 +63,32 @@ def run(config: TuningConfig, rundir: Path) -> int:
             return found.answers, found.confidence_N
         return list(predict(task, Engine(start.config, params, start.tokenizer), records).answers), None
 
-    def train() -> dict[str, Any]:
-        with tracking(rundir, config, config.wandb) as log:
-            fitted = fit(
-                loss_fn,
-                start.params,
-                stream := batches(rows, config.fit.batch_size, config.seed),
-                config.fit,
-                selection=start.selection,
-                seed=config.seed,
-                name=task.name,
-                checkpoints=rundir / "checkpoints",
-                log=log,
-                evaluate=_evaluation(task, loss_fn, validation, config.fit.batch_size, answers),
-                example_name=stream.name,
-                flops_per_step=per_step,
-                profile=rundir / "profile" if config.profile else None,
-            )
-        final = join(merge(fitted.trainable, fitted.frozen))
-        save_pretrained(rundir / "model", start.config, final, start.tokenizer)
-        return {
-            "curve": fitted.curve,
-            "evaluations": fitted.evaluations,
-            "train_seconds": fitted.seconds,
-            "train_flops": per_step * fitted.steps,
-            "skipped": fitted.skipped,
-        }
-
-    trained = stage(rundir, "tune", train)
+    evaluate = _evaluation(task, loss_fn, validation, config.fit.batch_size, answers)
+    stream = batches(rows, config.fit.batch_size, config.seed)
+    training = trained(config, rundir, start, loss_fn, stream, evaluate, per_step, "tune")
     final = load_pretrained(rundir / "model")
     tested = stage(rundir, "test", lambda: _tested(task, final.params, answers, start, head))
     row = {
         "method": "tuned",
         **tested["row"],
         "params_trainable": count(trainable),
-        "train_seconds": trained["train_seconds"],
+        "train_seconds": training["train_seconds"],
         "flops_per_step": per_step,
     }
     data = {
         "title": f"Limbeck: {task.name}, tuned",
         "command": (rundir / "command.txt").read_text(encoding="utf-8").splitlines()[-1],
         "seed": config.seed,
-        "seconds": trained["train_seconds"],
+        "seconds": training["train_seconds"],
         "machine": machine(),
         "versions": versions(),
         "task": {"name": task.name, "train": len(task.splits["train"]), "test": len(task.splits["test"])},
         "metric": task.metric,
         "rows": [row, *stage(rundir, "baselines", lambda: baselines(task))],
-        "curves": {"tune": trained["curve"]},
-        "evaluations": {"tune": trained["evaluations"]},
+        "curves": {"tune": training["curve"]},
+        "evaluations": {"tune": training["evaluations"]},
         "samples": _samples(task, tested["answers"], config.seed),
-        "skipped": [*task.skipped, *rows.skipped, *too_long, *trained["skipped"]],
+        "skipped": [*task.skipped, *rows.skipped, *too_long, *training["skipped"]],
     }
     write_report(rundir, data)
     Console().print(terminal_table(data))

@@ -26,7 +26,8 @@ PARAMS = init(CONFIG, jax.random.key(0))
 
 def task_of(answers, kind, options, query="{input}:"):
     records = [{"id": str(i), "input": "word " * (i % 5) + "لیمو", "output": text} for i, text in enumerate(answers)]
-    return Task("t", {"train": tuple(records), "test": ({**records[0], "id": "t"},)}, Template(query), options, kind=kind)
+    splits = {"train": tuple(records), "test": ({**records[0], "id": "t"},)}
+    return Task("t", splits, Template(query), options, kind=kind)
 
 
 def test_a_score_is_that_of_the_text_alone(monkeypatch):
