@@ -173,7 +173,8 @@ def matmul(request: Json) -> Ready:
 
 
 CONTENDERS: dict[str, Callable[[Json], Ready]] = {
-    "limbeck": limbeck,
+    "limbeck": lambda request: limbeck(request, scan=request["depth"] > 8),  # as `limbeck run` has it
+    "limbeck-scan": limbeck,
     "limbeck-remat": lambda request: limbeck(request, remat="full"),
     "torch": torch,
     "torch-compile": lambda request: torch(request, compiled=True),

@@ -54,7 +54,7 @@ class Args:
     """Tokens of a row (default: the shape's)."""
     device: Literal["cpu", "gpu"] = "cpu"
     """Float32 on a CPU, bfloat16 on a GPU."""
-    contenders: tuple[str, ...] = ("limbeck", "limbeck-remat", "torch", "torch-compile", "tunix")
+    contenders: tuple[str, ...] = ("limbeck", "limbeck-scan", "limbeck-remat", "torch", "torch-compile", "tunix")
     """Who competes; the first one is what the others are compared with."""
     tunix_python: Path | None = None
     """The Python of an environment that has google-tunix (see above); without it Tunix is left out."""

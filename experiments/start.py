@@ -1,5 +1,6 @@
 """What a training begins with: a foundation from a folder, or random parameters of a named size."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import Params
 from limbeck.model.pretrained import load_pretrained
-from limbeck.model.sizes import SIZES, sized
+from limbeck.model.sizes import SIZES, UNROLLED, sized
 from limbeck.model.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from limbeck.model.transformer import init
 from limbeck.train.adapters import add_head, add_lora
@@ -38,7 +39,8 @@ def begin(
         loaded = load_pretrained(model)
         if loaded.tokenizer is None:
             raise UserError(f"{model} has no tokenizer: put its tokenizer.json into the folder")
-        return Start(loaded.config, loaded.params, loaded.tokenizer, Selection())
+        config = dataclasses.replace(loaded.config, scan=loaded.config.depth > UNROLLED)
+        return Start(config, loaded.params, loaded.tokenizer, Selection())
     path = Path(tokenizer) if tokenizer else rundir / "tokenizer.json"
     if not tokenizer and not path.exists():
         train_bpe(texts, vocab_size).save(path)

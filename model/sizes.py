@@ -14,6 +14,7 @@ _SHAPES = {
     "1b": (2048, 20, 32, 8),
 }
 SIZES = tuple(_SHAPES)
+UNROLLED = 8  # up to so many layers a plain loop, a quarter faster on CPU, is soon compiled; more are scanned
 
 
 def sized(name: str, vocab_size: int, max_len: int) -> ModelConfig:
@@ -29,5 +30,5 @@ def sized(name: str, vocab_size: int, max_len: int) -> ModelConfig:
         mlp_dim=64 * round(width * 8 / 3 / 64),
         max_len=max_len,
         tied_embedding=width < 1024,
-        scan=depth > 8,  # a plain loop over few layers is a quarter faster on CPU, and soon compiled
+        scan=depth > UNROLLED,
     )
