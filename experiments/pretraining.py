@@ -24,11 +24,12 @@ from limbeck.model.flops import step_flops
 from limbeck.model.params import Params, count, nbytes
 from limbeck.model.peak import peak
 from limbeck.model.pretrained import load_pretrained
+from limbeck.tasks.probability_metrics import perplexity
 from limbeck.train.data import Rows, batches
 from limbeck.train.loop import Evaluation
 from limbeck.train.loss import token_loss
 from limbeck.train.select import apply_selection, describe
-from limbeck.train.validation import mean_loss
+from limbeck.train.validation import losses, mean_loss
 
 _CONTINUED = 60  # tokens of a sample
 
@@ -54,12 +55,12 @@ def run(config: PretrainingConfig, rundir: Path) -> int:
     loss_fn = token_loss(start.config, z_loss=config.z_loss)
     training = trained(config, rundir, start, loss_fn, stream, evaluate, per_step, "pretrain")
     final = load_pretrained(rundir / "model")
-    found = stage(rundir, "validation", lambda: evaluate(final.params).metrics)
-    main = "bits_per_byte" if "bits_per_byte" in found else "perplexity"
+    found = stage(rundir, "validation", lambda: _validated(start, final.params, held_out, evaluate))
+    main = "bits_per_byte" if "bits_per_byte" in found["metrics"] else "perplexity"
     others = stage(rundir, "compressors", lambda: _compressors(sources)) if main == "bits_per_byte" else {}
     row = {
         "method": "pretrained",
-        "metrics": {name: _value(found[name]) for name in (main, "perplexity")},
+        "metrics": found["metrics"],
         "params_total": count(final.params),
         "params_trainable": count(trainable),
         "bytes": nbytes(final.params),
@@ -157,6 +158,22 @@ def _evaluation(
         return Evaluation(-nats / weight, metrics)
 
     return evaluate
+
+
+def _validated(
+    start: Start, params: Params, held_out: Sequence[Rows], evaluate: Callable[[Params], Evaluation]
+) -> dict[str, Any]:
+    """Metrics of the finished model, with intervals over the rows of the held-out text, and its samples."""
+    found = evaluate(params).metrics
+    rows = [row for each in held_out for row in losses(token_loss(start.config), each, 1)(params)]
+    score = perplexity([row["loss"] * row["weight"] for row in rows], [row["weight"] for row in rows])
+    metrics = {"perplexity": {"value": score.value, "ci95": list(score.ci95), "n": score.n}}
+    if "bits_per_byte" in found:
+        # The same interval in other units: bits a byte are the logarithm of the perplexity, times tokens a byte.
+        ratio = found["bits_per_byte"] / math.log(score.value)
+        bits = {"value": found["bits_per_byte"], "ci95": [ratio * math.log(end) for end in score.ci95], "n": score.n}
+        metrics = {"bits_per_byte": bits, **metrics}
+    return {"metrics": metrics, "texts": found["texts"]}
 
 
 def _compressors(sources: Sequence[Source]) -> dict[str, float]:
