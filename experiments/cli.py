@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Sequence
 
+from limbeck.experiments.config import built_in
 from limbeck.model.errors import UserError
 
 _EXAMPLES = """\
@@ -26,6 +27,9 @@ A run that was interrupted goes on where it was: run the same command again.
 _RUN_EXAMPLES = """\
 examples:
   limbeck run quickstart --task my_records.jsonl
+  limbeck run shakespeare --texts my.txt --root . --model 5m --workdir runs/mine    pretrain on a text of yours
+  limbeck run sst2 --task my_records.jsonl --model runs/mine/model                  tune it: a head for the labels
+  limbeck run chat --model MODEL --chats conversations.jsonl                        tune it on conversations
   limbeck run my_experiment.py --model.width 64 --sizes 1 2 3 --scan False
   limbeck run my_experiment.py --sweep                the numbered points of its sweep
   limbeck run my_experiment.py --sweep 3              one of them, into runs/my_experiment-3
@@ -114,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     run = _command(commands, "run", "run an experiment, or go on with an interrupted run", _RUN_EXAMPLES)
     run.usage = "limbeck run CONFIG [--workdir DIR] [--sweep [I]] [--any.field VALUE ...]"
-    run.add_argument("config", metavar="CONFIG", help="a Python file, or a built-in name (quickstart)")
+    run.add_argument("config", metavar="CONFIG", help=f"a Python file, or a built-in name: {', '.join(built_in())}")
     run.add_argument("--workdir", metavar="DIR", help="folder of the run (default: runs/NAME)")
     run.add_argument(
         "--sweep",

@@ -44,6 +44,11 @@ class LoadedConfig:
         return entry(config, rundir)
 
 
+def built_in() -> list[str]:
+    """The names of the experiment files that come with the package."""
+    return sorted(file.stem for file in CONFIGS.glob("*.py") if file.stem != "__init__")
+
+
 def load_config(path_or_name: str) -> LoadedConfig:
     """Reads an experiment file by its path, or by its bare name if it is one of the built-in ones.
 
@@ -121,12 +126,12 @@ def _find(path_or_name: str) -> Path:
     path = Path(path_or_name)
     if path.is_file():
         return path.resolve()
-    built_in = sorted(file.stem for file in CONFIGS.glob("*.py") if file.stem != "__init__")
-    if path_or_name in built_in:
+    names = built_in()
+    if path_or_name in names:
         return CONFIGS / f"{path_or_name}.py"
     raise UserError(
-        f"no experiment file {path_or_name!r}{nearest(path_or_name, built_in)}; "
-        f"give the path of one, or one of the built-in names: {', '.join(built_in)}"
+        f"no experiment file {path_or_name!r}{nearest(path_or_name, names)}; "
+        f"give the path of one, or one of the built-in names: {', '.join(names)}"
     )
 
 
