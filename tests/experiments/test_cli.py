@@ -132,8 +132,10 @@ def test_an_interrupted_run_says_how_to_go_on(experiment: str) -> None:
     command = [sys.executable, "-m", "limbeck.experiments.cli", "run", experiment, "--seconds", "60"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as child:
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A shell starts what it puts into the background with interrupts ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as child:  # fmt: skip
         assert child.stdout and child.stdout.readline() == "running\n"
         child.send_signal(signal.SIGINT)
         _, error = child.communicate(timeout=30)
