@@ -129,13 +129,14 @@ def test_wrong_words_are_the_parsers_business(words: list[str]) -> None:
 
 
 def test_an_interrupted_run_says_how_to_go_on(experiment: str) -> None:
-    command = [sys.executable, "-m", "limbeck.experiments.cli", "run", experiment, "--seconds", "60"]
+    # A shell starts what it puts into the background with interrupts ignored, and that is inherited: hear them again.
+    script = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    script += "from limbeck.experiments.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "run", experiment, "--seconds", "60"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        # A shell starts what it puts into the background with interrupts ignored, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as child:  # fmt: skip
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
         assert child.stdout and child.stdout.readline() == "running\n"
         child.send_signal(signal.SIGINT)
         _, error = child.communicate(timeout=30)
