@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from limbeck.model.errors import UserError, nearest
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -188,6 +186,8 @@ def _settings(argv: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _parse(config: Any, words: list[str]) -> Any:
+    import tyro  # a quarter of a second that help need not wait for
+
     # What tyro prints is a box of several lines; its exit alone says that a word is wrong.
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         return tyro.cli(type(config), default=config, args=words, config=(tyro.conf.FlagConversionOff,))

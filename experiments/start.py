@@ -54,13 +54,14 @@ def adapted(
 ) -> Start:
     """The same with a head for `labels`, if there are any, and with low-rank adapters, if their rank is not 0.
 
-    `trains` are the patterns of what trains; with adapters it is those, and the head.
+    `trains` are the patterns of what trains, in whose place adapters come; a new head always trains.
     """
     config, params, patterns = start.config, start.params, tuple(trains)
     key, head_key = jax.random.split(jax.random.key(seed))
     if lora_rank:
         params = add_lora(params, key, rank=lora_rank, targets=lora_targets)
-        patterns = (r".*/lora_[ab]", "score/.*") if labels else (r".*/lora_[ab]",)
+        patterns = (r".*/lora_[ab]",)
     if labels:
         config, params = add_head(config, params, labels, head_key)
+        patterns = (*patterns, "score/.*")
     return Start(config, params, start.tokenizer, Selection(patterns))

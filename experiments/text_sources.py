@@ -46,7 +46,7 @@ def read_sources(config: PretrainingConfig) -> list[Source]:
         sources.append(Source("documents", *hold_out(list(places), config.held_out), places, task.skipped))
     for path in config.chats:
         read = read_chats(root / path, on_bad_row=config.on_bad_row)
-        parts = _by_content([chat.messages for chat in read.chats], json.dumps, config.held_out)
+        parts = by_content([chat.messages for chat in read.chats], json.dumps, config.held_out)
         places = {json.dumps(chat.messages): chat.place for chat in read.chats}
         sources.append(Source("conversations", *parts, places, read.skipped))
     return sources
@@ -55,7 +55,7 @@ def read_sources(config: PretrainingConfig) -> list[Source]:
 def hold_out(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
     """(to train on, to validate on): whole documents by a hash of their content, or the end of each of a few."""
     if len(texts) >= _FEW:
-        return _by_content(texts, str, share)
+        return by_content(texts, str, share)
     parts = []
     for text in texts:
         cut = round((1 - share) * len(text))
@@ -88,9 +88,11 @@ def tokens_of(rows: Rows) -> int:
     return sum(int((group["segments_BT"] > 0).sum()) for group in rows.groups)
 
 
-def _by_content(items: Sequence[T], text_of: Callable[[T], str], share: float) -> tuple[list[T], list[T]]:
+def by_content(items: Sequence[T], text_of: Callable[[T], str], share: float) -> tuple[list[T], list[T]]:
+    """(the others, about that share of the items, one at least), chosen by a hash of their content."""
+    numbers = [int.from_bytes(hashlib.sha256(text_of(item).encode()).digest()[:4], "big") for item in items]
+    most = max(round(share * 2**32), min(numbers, default=0) + 1)
     parts: tuple[list[T], list[T]] = ([], [])
-    for item in items:
-        number = int.from_bytes(hashlib.sha256(text_of(item).encode()).digest()[:4], "big")
-        parts[number < share * 2**32].append(item)
+    for item, number in zip(items, numbers, strict=True):
+        parts[number < most].append(item)
     return parts

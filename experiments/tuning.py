@@ -16,7 +16,7 @@ from limbeck.evaluation.report import terminal_table, write_report
 from limbeck.experiments.machine import machine
 from limbeck.experiments.rundir import cache_folder, stage, versions
 from limbeck.experiments.start import Start, adapted, begin
-from limbeck.experiments.text_sources import hold_out
+from limbeck.experiments.text_sources import by_content
 from limbeck.experiments.training import trained
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.inference.classify import answer, score
@@ -101,7 +101,7 @@ def _validated(task: Task, share: float) -> Task:
     if task.splits.get("validation"):
         return task
     queries = [task.query(record) for record in task.splits["train"]]
-    held = set(hold_out(sorted(set(queries)), share)[1])
+    held = set(by_content(sorted(set(queries)), str, share)[1])
     parts: dict[bool, list[Record]] = {False: [], True: []}
     for query, record in zip(queries, task.splits["train"], strict=True):
         parts[query in held].append(record)

@@ -17,11 +17,11 @@ from limbeck.train.loss import Batch, Metrics
 
 
 class Seen(NamedTuple):
-    """A step's metrics, still on the device, and the numbers of the examples in its batch."""
+    """A step's metrics, still on the device, and its batch, by which a bad one is traced to its examples."""
 
     step: int
     metrics: Metrics
-    examples: np.ndarray
+    batch: Batch
 
 
 class Watch:
@@ -37,8 +37,7 @@ class Watch:
 
     def add(self, step: int, metrics: Metrics, batch: Batch) -> None:
         """Remembers a step that has been begun."""
-        examples = np.unique(np.asarray(batch["segments_BT"])) if "segments_BT" in batch else np.zeros(0, int)
-        self._unread.append(Seen(step, metrics, examples[examples > 0]))
+        self._unread.append(Seen(step, metrics, batch))
 
     def read(self) -> dict[str, float]:
         """The last step's metrics, once all steps since the last reading were seen to be sound.
@@ -67,8 +66,10 @@ class Watch:
     def _told(self, seen: Seen, values: dict[str, float], norms_P: np.ndarray) -> str:
         spoilt = [path for path, norm in zip(self._paths, norms_P, strict=True) if not math.isfinite(norm)]
         where = f" in {len(spoilt)} leaves, {spoilt[0]} among them" if spoilt else ""
-        shown = ", ".join(self._example_name(int(number) - 1) for number in seen.examples[:8])
-        more = f" and {len(seen.examples) - 8} more" if len(seen.examples) > 8 else ""
+        examples = np.unique(np.asarray(seen.batch.get("segments_BT", 0)))
+        examples = examples[examples > 0]
+        shown = ", ".join(self._example_name(int(number) - 1) for number in examples[:8])
+        more = f" and {len(examples) - 8} more" if len(examples) > 8 else ""
         return (
             f"{self._name}, step {seen.step}: the loss is {values['loss']}, the gradient's norm "
             f"{values['grad_norm']}{where}; examples {shown}{more}"

@@ -66,6 +66,20 @@ def test_adapters_train_with_the_head_alone(tmp_path, capsys):
     assert "in 15 leaves" in capsys.readouterr().err  # seven kernels with two each, and the head
 
 
+def test_a_few_records_have_a_validation_record_and_a_new_head_always_trains(tmp_path, capsys):
+    """Three distinct queries, of which a share of 0.1 by chance is none; the last block alone is asked to train."""
+    rows = [ANSWERS["classification"]({**record(0), "text": fruit}) for fruit in ("lemon", "pear", "plum")] * 4
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    words = ["--task", str(tmp_path / "data"), "--model", "tiny", "--vocab-size", "300", "--max-len", "64"]
+    words += ["--fit.steps", "2", "--fit.batch-size", "2", "--fit.length", "32", "--trains", "blocks/3/.*"]
+    words += ["--description", '{"options": ["sour", "sweet"]}']
+    assert main(["run", "sst2", "--workdir", str(tmp_path / "run"), *words]) == 0
+    assert "in 10 leaves" in capsys.readouterr().err  # seven kernels, two norms, and the head
+    assert load_report(tmp_path / "run")["task"]["train"] == 8
+
+
 def test_test_records_that_are_too_long_are_an_error_or_left_out_and_listed(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     for split, numbers in (("train", range(60)), ("test", range(60, 80))):
