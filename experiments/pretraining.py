@@ -15,7 +15,7 @@ from limbeck.evaluation.report import terminal_table, write_report
 from limbeck.experiments.machine import machine
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.rundir import stage, versions
-from limbeck.experiments.start import Start, adapted, begin
+from limbeck.experiments.start import Start, adapted, begin, first_rows
 from limbeck.experiments.text_sources import Source, read_sources, rows_of, tokens_of
 from limbeck.experiments.training import trained
 from limbeck.inference.engine import Engine
@@ -28,7 +28,7 @@ from limbeck.tasks.probability_metrics import perplexity
 from limbeck.train.data import Rows, batches
 from limbeck.train.loop import Evaluation
 from limbeck.train.loss import token_loss
-from limbeck.train.select import apply_selection, describe
+from limbeck.train.select import apply_selection, describe, table
 from limbeck.train.validation import losses, mean_loss
 
 _CONTINUED = 60  # tokens of a sample
@@ -38,22 +38,24 @@ def run(config: PretrainingConfig, rundir: Path) -> int:
     """Reads, tokenises, estimates, trains, saves `model/`, reports; exit status 0."""
     sources = read_sources(config)
     start = _start(config, sources, rundir)
-    trainable, frozen = apply_selection(start.selection, start.params)
-    print(describe(trainable, frozen), file=sys.stderr)
     length, rows_at_once = config.fit.length, config.fit.batch_size
     rows = [rows_of(source, source.training, start.tokenizer, config, rundir) for source in sources]
     held_out = [rows_of(source, source.held_out, start.tokenizer, config, rundir) for source in sources]
     tokens = [tokens_of(each) for each in rows]
+    stream = batches(list(zip(rows, config.weights or tokens, strict=True)), rows_at_once, config.seed)
+    loss_fn = token_loss(start.config, z_loss=config.z_loss)
+    start, fit = adapted(start, config, lambda n: (loss_fn, first_rows(stream, rows_at_once, n)))
+    trainable, frozen = apply_selection(start.selection, start.params)
+    print(describe(trainable, frozen), file=sys.stderr)
+    if frozen:
+        print(table(trainable, frozen), file=sys.stderr)
     # Packed rows, in which a token sees less than half of its row on average: an upper bound.
     per_step = step_flops(start.config, trainable, frozen, rows_at_once * length, length / 2)
     facts = _estimate(config, count(start.params), sum(tokens), per_step)
     for name, value in facts:
         print(f"{name:22} {value}", file=sys.stderr)
     evaluate = _evaluation(config, start, held_out, sources)
-
-    stream = batches(list(zip(rows, config.weights or tokens, strict=True)), rows_at_once, config.seed)
-    loss_fn = token_loss(start.config, z_loss=config.z_loss)
-    training = trained(config, rundir, start, loss_fn, stream, evaluate, per_step, "pretrain")
+    training = trained(config, fit, rundir, start, loss_fn, stream, evaluate, per_step, "pretrain")
     final = load_pretrained(rundir / "model")
     found = stage(rundir, "validation", lambda: _validated(start, final.params, held_out, evaluate))
     main = "bits_per_byte" if "bits_per_byte" in found["metrics"] else "perplexity"
@@ -104,15 +106,7 @@ def _start(config: PretrainingConfig, sources: Sequence[Source], rundir: Path) -
         tokenizer=config.tokenizer,
         seed=config.seed,
     )
-    start = start._replace(config=dataclasses.replace(start.config, dtype=config.dtype, remat=config.remat))
-    return adapted(
-        start,
-        labels=(),
-        trains=config.trains,
-        lora_rank=config.lora_rank,
-        lora_targets=config.lora_targets,
-        seed=config.seed,
-    )
+    return start._replace(config=dataclasses.replace(start.config, dtype=config.dtype, remat=config.remat))
 
 
 def _estimate(config: PretrainingConfig, size: int, tokens: int, per_step: float) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from limbeck.model.config import Dtype, Remat
 from limbeck.model.errors import UserError, one_of
-from limbeck.train.config import FitConfig
+from limbeck.train.config import FitConfig, MethodConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,8 @@ class PretrainingConfig:
     tokenizer: str = ""  # of random parameters: file or folder of one; empty: a byte-level BPE learned from the text
     vocab_size: int = 4096  # of the learned one
     max_len: int = 256  # positions of random parameters; `fit.length` is how many tokens a training row has
-    trains: tuple[str, ...] = (".*",)  # patterns of what trains
-    lora_rank: int = 0  # more than 0: low-rank adapters train, and nothing of `trains`
-    lora_targets: str = r"blocks/(attn|mlp)/.*/kernel"
+    tuning: str = "full"  # what trains: a way of tuning (train/methods.py), or a pattern over leaves
+    method: MethodConfig = MethodConfig()
     held_out: float = 0.05  # share of the text that is validated on
     prompts: tuple[str, ...] = ("",)  # continued at every evaluation
     z_loss: float = 0.0

@@ -1,12 +1,14 @@
 """What a training begins with: a foundation from a folder, or random parameters of a named size."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
+from limbeck.experiments.pretraining_config import PretrainingConfig
+from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import Params
@@ -14,7 +16,11 @@ from limbeck.model.pretrained import load_pretrained
 from limbeck.model.sizes import SIZES, UNROLLED, sized
 from limbeck.model.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from limbeck.model.transformer import init
-from limbeck.train.adapters import add_head, add_lora
+from limbeck.train.config import FitConfig
+from limbeck.train.data import Stream
+from limbeck.train.heads import add_head
+from limbeck.train.loss import Batch, LossFn
+from limbeck.train.methods import Ground, prepare
 from limbeck.train.select import Selection
 
 
@@ -49,19 +55,32 @@ def begin(
     return Start(config, init(config, jax.random.key(seed)), own, Selection())
 
 
-def adapted(
-    start: Start, *, labels: Sequence[str], trains: Sequence[str], lora_rank: int, lora_targets: str, seed: int
-) -> Start:
-    """The same with a head for `labels`, if there are any, and with low-rank adapters, if their rank is not 0.
+def with_head(start: Start, labels: Sequence[str], seed: int) -> Start:
+    """The same with a head for `labels`, which trains whatever else does; as it is, without labels."""
+    if not labels:
+        return start
+    config, params = add_head(start.config, start.params, labels, jax.random.split(jax.random.key(seed))[1])
+    return start._replace(config=config, params=params)
 
-    `trains` are the patterns of what trains, in whose place adapters come; a new head always trains.
+
+def adapted(
+    start: Start,
+    config: PretrainingConfig | TuningConfig,
+    examples: Callable[[int], tuple[LossFn, Sequence[Batch]]],
+) -> tuple[Start, FitConfig]:
+    """(the model with what `config.tuning` adds to it and a selection of what trains, how to fit it).
+
+    `examples(n)` gives the loss and batches of n rows, for a method that looks at data first.
     """
-    config, params, patterns = start.config, start.params, tuple(trains)
-    key, head_key = jax.random.split(jax.random.key(seed))
-    if lora_rank:
-        params = add_lora(params, key, rank=lora_rank, targets=lora_targets)
-        patterns = (r".*/lora_[ab]",)
-    if labels:
-        config, params = add_head(config, params, labels, head_key)
-        patterns = (*patterns, "score/.*")
-    return Start(config, params, start.tokenizer, Selection(patterns))
+    ground = Ground(
+        start.config, start.params, config.method, config.seed, examples, start.tokenizer.encode
+    )
+    also = ("score/.*",) if start.config.labels else ()
+    made = prepare(config.tuning, ground, config.fit.optim, also=also)
+    fit = dataclasses.replace(config.fit, optim=made.optim)
+    return start._replace(params=made.params, selection=made.selection), fit
+
+
+def first_rows(stream: Stream, batch_size: int, count: int) -> list[Batch]:
+    """The first batches of a stream, of `count` rows in all or a few more."""
+    return [stream(step) for step in range(-(-count // batch_size))]

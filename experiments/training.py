@@ -11,13 +11,16 @@ from limbeck.experiments.tracking import tracking
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.params import Params, join, merge
 from limbeck.model.pretrained import save_pretrained
+from limbeck.train.config import FitConfig
 from limbeck.train.data import Stream
 from limbeck.train.loop import Evaluation, fit
 from limbeck.train.loss import LossFn
+from limbeck.train.methods import plain
 
 
 def trained(
     config: PretrainingConfig | TuningConfig,
+    settings: FitConfig,
     rundir: Path,
     start: Start,
     loss_fn: LossFn,
@@ -26,7 +29,7 @@ def trained(
     flops_per_step: float,
     name: str,
 ) -> dict[str, Any]:
-    """Trains what `start` selects, once; curve, evaluations, train_seconds and skipped steps, as the report has them.
+    """Trains what `start` selects, once, as the settings say; saves the model, adapters folded in; curve, evaluations, train_seconds and skipped steps, as the report has them.
 
     `name` is the stage's, in the run's folder, in its log and in the report.
     """
@@ -37,7 +40,7 @@ def trained(
                 loss_fn,
                 start.params,
                 stream,
-                config.fit,
+                settings,
                 selection=start.selection,
                 seed=config.seed,
                 name=name,
@@ -48,7 +51,7 @@ def trained(
                 flops_per_step=flops_per_step,
                 profile=rundir / "profile" if config.profile else None,
             )
-        save_pretrained(rundir / "model", start.config, join(merge(fitted.trainable, fitted.frozen)), start.tokenizer)
+        save_pretrained(rundir / "model", start.config, plain(join(merge(fitted.trainable, fitted.frozen))), start.tokenizer)
         return {
             "curve": fitted.curve,
             "evaluations": fitted.evaluations,

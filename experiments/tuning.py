@@ -15,7 +15,7 @@ from limbeck.evaluation.measure import all_metrics, median_ms
 from limbeck.evaluation.report import terminal_table, write_report
 from limbeck.experiments.machine import machine
 from limbeck.experiments.rundir import cache_folder, stage, versions
-from limbeck.experiments.start import Start, adapted, begin
+from limbeck.experiments.start import Start, adapted, begin, first_rows, with_head
 from limbeck.experiments.text_sources import by_content
 from limbeck.experiments.training import trained
 from limbeck.experiments.tuning_config import TuningConfig
@@ -25,6 +25,7 @@ from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.flops import step_flops
 from limbeck.model.params import Params, count, nbytes
+from limbeck.model.prefix import prefix_length
 from limbeck.model.pretrained import load_pretrained
 from limbeck.prompting.predict import predict
 from limbeck.tasks.metrics import METRICS
@@ -36,7 +37,7 @@ from limbeck.train.examples import completions, labelled
 from limbeck.train.loop import Evaluation
 from limbeck.train.loss import LossFn, multi_label_loss, regression_loss, token_loss
 from limbeck.train.row_cache import cached, rows_key
-from limbeck.train.select import apply_selection, describe
+from limbeck.train.select import apply_selection, describe, table
 from limbeck.train.validation import mean_loss
 
 _TIMED = 40  # requests whose latency is measured, one at a time
@@ -48,11 +49,14 @@ def run(config: TuningConfig, rundir: Path) -> int:
     task = _validated(load_task(config.task, description=described, on_bad_row=config.on_bad_row), config.held_out)
     head = config.head and task.kind != "generation"
     start = _start(config, task, rundir, head)
+    loss_fn = _loss(start.config, task, config, head)
+    rows, validation = (_rows(config, task, split, start, rundir, head) for split in ("train", "validation"))
+    stream = batches(rows, config.fit.batch_size, config.seed)
+    start, fit = adapted(start, config, lambda n: (loss_fn, first_rows(stream, config.fit.batch_size, n)))
     task, too_long = _answerable(task, start, config.on_bad_row)
     trainable, frozen = apply_selection(start.selection, start.params)
-    print(f"{task.name}: {describe(trainable, frozen)}", file=sys.stderr)
-    rows, validation = (_rows(config, task, split, start, rundir, head) for split in ("train", "validation"))
-    loss_fn = _loss(start.config, task, config, head)
+    print(f"{task.name}, tuning {config.tuning}: {describe(trainable, frozen)}", file=sys.stderr)
+    print(table(trainable, frozen), file=sys.stderr)
     per_step = step_flops(
         start.config, trainable, frozen, config.fit.batch_size * config.fit.length, config.fit.length / 2
     )
@@ -64,8 +68,7 @@ def run(config: TuningConfig, rundir: Path) -> int:
         return list(predict(task, Engine(start.config, params, start.tokenizer), records).answers), None
 
     evaluate = _evaluation(task, loss_fn, validation, config.fit.batch_size, answers)
-    stream = batches(rows, config.fit.batch_size, config.seed)
-    training = trained(config, rundir, start, loss_fn, stream, evaluate, per_step, "tune")
+    training = trained(config, fit, rundir, start, loss_fn, stream, evaluate, per_step, "tune")
     final = load_pretrained(rundir / "model")
     tested = stage(rundir, "test", lambda: _tested(task, final.params, answers, start, head))
     row = {
@@ -110,19 +113,12 @@ def _validated(task: Task, share: float) -> Task:
 
 
 def _start(config: TuningConfig, task: Task, rundir: Path, head: bool) -> Start:
-    """The foundation, with a head and adapters where asked for, and what of it trains."""
+    """The foundation, with a head where one answers."""
     queries = [task.query(record) for record in task.splits["train"]]
     start = begin(
         config.model, rundir, queries, vocab_size=config.vocab_size, max_len=config.max_len, seed=config.seed
     )
-    return adapted(
-        start,
-        labels=(task.options or (task.answer_field,)) if head else (),
-        trains=config.trains,
-        lora_rank=config.lora_rank,
-        lora_targets=config.lora_targets,
-        seed=config.seed,
-    )
+    return with_head(start, (task.options or (task.answer_field,)) if head else (), config.seed)
 
 
 def _answerable(task: Task, start: Start, on_bad_row: str) -> tuple[Task, list[str]]:
@@ -130,7 +126,8 @@ def _answerable(task: Task, start: Start, on_bad_row: str) -> tuple[Task, list[s
 
     Raises UserError for the first of them unless they may be left out.
     """
-    room, splits, left_out = start.config.max_len, dict(task.splits), []
+    room = start.config.max_len - prefix_length(start.params)
+    splits, left_out = dict(task.splits), []
     for split in ("validation", "test"):
         lengths = [len(start.tokenizer.prompt(task.query(record))) for record in task.splits[split]]
         kept = []

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from limbeck.model.errors import UserError
-from limbeck.train.config import FitConfig
+from limbeck.train.config import FitConfig, MethodConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,9 +16,8 @@ class TuningConfig:
     fit: FitConfig
     description: str = ""  # what a task.json says, in JSON, for data that has none
     head: bool = True  # False: the answer is text, also of a classification, as in prompting
-    trains: tuple[str, ...] = (".*",)  # patterns of what trains
-    lora_rank: int = 0  # more than 0: low-rank adapters train, and nothing of `trains` but the head
-    lora_targets: str = r"blocks/(attn|mlp)/.*/kernel"
+    tuning: str = "full"  # what trains: a way of tuning (train/methods.py), or a pattern over leaves
+    method: MethodConfig = MethodConfig()
     smoothing: float = 0.0  # of labels
     held_out: float = 0.1  # share of the training records to validate on where there is no validation split
     vocab_size: int = 4096  # of the tokenizer, and

@@ -11,9 +11,10 @@ import numpy as np
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import Params
+from limbeck.model.prefix import prefix_length
 from limbeck.model.progress import progress
 from limbeck.model.tokenizer import Tokenizer
-from limbeck.model.transformer import classify
+from limbeck.model.transformer import classify, with_prefix
 from limbeck.tasks.label_metrics import join_labels
 from limbeck.tasks.task import Record, Task
 
@@ -38,12 +39,12 @@ class Answers(NamedTuple):
 
 def answer(task: Task, config: ModelConfig, params: Params, tokenizer: Tokenizer, records: Sequence[Record]) -> Answers:
     """What the model's head answers to each record's query. Raises UserError for a query that is too long."""
-    texts = []
+    texts, room = [], config.max_len - prefix_length(params)
     for record in records:
         texts.append(tokenizer.prompt(task.query(record)))
-        if len(texts[-1]) > config.max_len:
+        if len(texts[-1]) > room:
             raise UserError(
-                f"{task.place(record)}: {len(texts[-1])} tokens, and the model has {config.max_len} positions: "
+                f"{task.place(record)}: {len(texts[-1])} tokens, and the model has {room} positions for them: "
                 "shorten the record or use a model with a larger max_len"
             )
     scores_NC = score(config, params, texts, task.name)
@@ -63,8 +64,10 @@ def answer(task: Task, config: ModelConfig, params: Params, tokenizer: Tokenizer
 def score(config: ModelConfig, params: Params, texts: Sequence[Sequence[int]], name: str = "texts") -> np.ndarray:
     """scores_NC of token ids of any lengths: in batches of few shapes, padded to powers of two."""
     scores_NC = np.zeros((len(texts), len(config.labels)), np.float32)
+    params = with_prefix(config, params)
+    room = config.max_len - prefix_length(params)
     lengths = np.array([len(text) for text in texts], int)
-    bucket_of = np.array([min(max(_SHORTEST, 1 << (int(n) - 1).bit_length()), config.max_len) for n in lengths], int)
+    bucket_of = np.array([min(max(_SHORTEST, 1 << (int(n) - 1).bit_length()), room) for n in lengths], int)
     with progress(name, len(texts), "text") if len(texts) > _MANY else nullcontext(lambda n: None) as advance:
         for bucket in np.unique(bucket_of):
             members, rows = np.flatnonzero(bucket_of == bucket), max(1, _TOKENS // int(bucket))

@@ -18,6 +18,7 @@ from limbeck.model.config import ModelConfig
 from limbeck.model.decode import SamplingArrays, check_room, generate, stream
 from limbeck.model.errors import UserError
 from limbeck.model.params import Params, digest
+from limbeck.model.prefix import prefix_length
 from limbeck.model.tokenizer import Tokenizer
 from limbeck.model.transformer import hidden, logits
 
@@ -45,6 +46,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.dtype = config.dtype
+        self.prefix = prefix_length(params)  # positions that its virtual tokens take
         self._stops: dict[tuple[str, ...], jax.Array] = {}
 
     @property
@@ -66,7 +68,7 @@ class Engine:
         """
         answers: dict[int, Generation] = {}
         for request in requests:
-            check_room(self.config, len(request.prompt), request.sampling.max_new_tokens)
+            check_room(self.config, len(request.prompt), request.sampling.max_new_tokens, self.prefix)
         shapes = [(r.sampling.max_new_tokens, r.stop, self._bucket(len(r.prompt))) for r in requests]
         for (new_tokens, stop, bucket), members in _batches(shapes, self.batch_size):
             batch = [requests[i] for i in members]
@@ -94,7 +96,7 @@ class Engine:
 
         What may yet become a stop string or a character is held until it is clear.
         """
-        check_room(self.config, len(request.prompt), request.sampling.max_new_tokens)
+        check_room(self.config, len(request.prompt), request.sampling.max_new_tokens, self.prefix)
         tokens_BT, lengths_B = map(jnp.asarray, self._pad([request.prompt], self._bucket(len(request.prompt)), 1))
         stop_V, new_tokens = self._stop_tokens(request.stop), request.sampling.max_new_tokens
         settings = self._sampling([request], 1)
@@ -124,7 +126,7 @@ class Engine:
             if not request.options or not all(request.options):
                 raise UserError(f"request {index}: scoring needs one or more options, none of them empty")
             for option in request.options:
-                check_room(self.config, len(request.prompt), len(option))
+                check_room(self.config, len(request.prompt), len(option), self.prefix)
                 rows.append((request.prompt, option))
         logprobs: dict[int, float] = {}
         shapes = [self._bucket(len(prompt) + len(option) - 1) for prompt, option in rows]
@@ -150,7 +152,7 @@ class Engine:
         bucket = _SMALLEST_BUCKET
         while bucket < length:
             bucket *= 2
-        return min(bucket, self.config.max_len)
+        return min(bucket, self.config.max_len - self.prefix)
 
     def _pad(self, rows: Sequence[Sequence[int]], bucket: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens [size, bucket], lengths): a short batch is filled with rows of one token."""

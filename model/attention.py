@@ -16,7 +16,10 @@ _MASKED = -1e30  # finite: a query that sees nothing gets a uniform row instead 
 
 
 class Place(NamedTuple):
-    """Where a layer's queries stand and what they may see; `turn` is None in a layer without rotary positions."""
+    """Where a layer's queries stand and what they may see; `turn` is None in a layer without rotary positions.
+
+    `positions_BT` count a document's own tokens; `turn` counts a prefix before them too.
+    """
 
     positions_BT: jax.Array
     segments_BT: jax.Array | None
@@ -67,20 +70,25 @@ def attend(
 
 def attend_causally(
     q_BTNH: jax.Array,
-    k_BTKH: jax.Array,
-    v_BTKH: jax.Array,
-    mask_BTT: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask_BTS: jax.Array,
     scale: float | None = None,
     cap: float | None = None,
+    prefix: int = 0,
 ) -> jax.Array:
-    """`attend` where no token sees one to its right: in stretches of queries, each with the keys up to its end."""
+    """`attend` where no token sees one to its right: in stretches of queries, each with the keys up to its end.
+
+    The first `prefix` keys, values and columns of the mask are of no query's own: they come before the tokens'.
+    """
     T = q_BTNH.shape[1]
     count = stretches(T)
     edges = [T * part // count for part in range(count + 1)]
-    q, k, v = _by_heads(q_BTNH, k_BTKH, v_BTKH, scale)
+    q, k, v = _by_heads(q_BTNH, k_BSKH, v_BSKH, scale)
     parts = [
-        _attend(q[:, :, low:high], k[:, :high], v[:, :high], mask_BTT[:, low:high, :high], cap)
+        _attend(q[:, :, low:high], k[:, :end], v[:, :end], mask_BTS[:, low:high, :end], cap)
         for low, high in zip(edges, edges[1:], strict=False)
+        for end in (prefix + high,)
     ]
     return _by_tokens(jnp.concatenate(cast(list[jax.Array], parts), 2), q_BTNH.shape)
 
@@ -159,7 +167,11 @@ def _by_tokens(out: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 class Attention(nn.Module):
-    """The block's attention half; with a cache it writes the new keys and values at their positions and reads all."""
+    """The block's attention half; with a cache it writes the new keys and values at their positions and reads all.
+
+    Where there are `prefix_k` and `prefix_v` [P, K, H], all queries see them besides, whatever their document, as
+    far as the window goes: they stand at the P positions before each document's first (see `prefix.py`).
+    """
 
     config: ModelConfig
 
@@ -184,7 +196,7 @@ class Attention(nn.Module):
         q_BTNH, k_BTKH, v_BTKH = heads("q", c.num_heads), heads("k", c.num_kv_heads), heads("v", c.num_kv_heads)
         if cache is None:
             mask_BTS = visible(positions_BT, positions_BT, place.segments_BT, place.segments_BT, place.window)
-            out_BTNH = attend_causally(q_BTNH, k_BTKH, v_BTKH, mask_BTS, c.attention_scale, c.attention_softcap)
+            k_BSKH, v_BSKH = k_BTKH, v_BTKH
         else:
             # A slot is a position; a slot past a row's end is dropped, and one not yet written is never visible.
             row_B1 = jnp.arange(B)[:, None]
@@ -194,6 +206,22 @@ class Attention(nn.Module):
             slots_BS = jnp.broadcast_to(jnp.arange(k_LBSKH.shape[2]), (B, k_LBSKH.shape[2]))
             mask_BTS = visible(positions_BT, slots_BS, None, None, place.window)
             k_BSKH, v_BSKH = k_LBSKH[cache.layer], v_LBSKH[cache.layer]
+        prefix = 0
+        if self.has_variable("params", "prefix_k"):
+            prefix_k_PKH, prefix_v_PKH = (self.get_variable("params", f"prefix_{part}") for part in "kv")
+            prefix = prefix_k_PKH.shape[0]
+            k_BSKH, v_BSKH = _put_before(prefix_k_PKH, k_BSKH), _put_before(prefix_v_PKH, v_BSKH)
+            distance_BTP = positions_BT[:, :, None] + prefix - jnp.arange(prefix)
+            mask_BTS = jnp.concatenate([distance_BTP < place.window, mask_BTS], -1)
+        if cache is None:
+            out_BTNH = attend_causally(q_BTNH, k_BSKH, v_BSKH, mask_BTS, c.attention_scale, c.attention_softcap, prefix)
+        else:
             out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, c.attention_scale, c.attention_softcap)
         out_BTF = out_BTNH.reshape(B, T, c.num_heads * c.head_dim)
         return Linear(c.width, c.output_bias, (2 * c.depth) ** -0.5, name="o")(out_BTF), cache
+
+
+def _put_before(prefix_PKH: jax.Array, x_BSKH: jax.Array) -> jax.Array:
+    """The same prefix before the keys, or values, of every row."""
+    prefix_BPKH = jnp.broadcast_to(prefix_PKH.astype(x_BSKH.dtype), (x_BSKH.shape[0], *prefix_PKH.shape))
+    return jnp.concatenate([prefix_BPKH, x_BSKH], 1)

@@ -13,7 +13,7 @@ from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import Params
 from limbeck.model.sampling import sample
-from limbeck.model.transformer import Cache, empty_cache, hidden, logits
+from limbeck.model.transformer import Cache, empty_cache, hidden, logits, with_prefix
 
 
 class SamplingArrays(NamedTuple):
@@ -90,6 +90,7 @@ def generate(
     One compiled loop on the device, which ends when all rows have. The caller sees to it that prompt and
     continuation fit `config.max_len` (`check_room`).
     """
+    params = with_prefix(config, params)
     state = _start(config, params, tokens_BT, lengths_B, max_new_tokens)
     return _advance(config, params, state, sampling, stop_V, max_new_tokens).out
 
@@ -105,6 +106,7 @@ def stream(
     chunk: int = 8,
 ) -> Iterator[Generated]:
     """`generate` that yields what is there after every `chunk` tokens; the last one is what `generate` gives."""
+    params = with_prefix(config, params)
     state = _start_jit(config, params, tokens_BT, lengths_B, max_new_tokens)
     for _ in range(0, max_new_tokens, chunk):
         state = _advance_jit(config, params, state, sampling, stop_V, chunk)
@@ -114,16 +116,20 @@ def stream(
             return
 
 
-def check_room(config: ModelConfig, prompt: int, max_new_tokens: int) -> None:
-    """Raises UserError when a prompt of that many tokens and its continuation do not fit the model's positions."""
+def check_room(config: ModelConfig, prompt: int, max_new_tokens: int, prefix: int = 0) -> None:
+    """Raises UserError when a prompt of that many tokens and its continuation do not fit the model's positions.
+
+    `prefix` is how many positions virtual tokens take (`prefix_length`).
+    """
     if prompt < 1:
         raise UserError("the prompt is empty: it needs at least the BOS token")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1")
-    if prompt + max_new_tokens > config.max_len:
+    if prefix + prompt + max_new_tokens > config.max_len:
+        virtual = f"{prefix} virtual tokens, " if prefix else ""
         raise UserError(
-            f"a prompt of {prompt} tokens and {max_new_tokens} new ones are more than the model's {config.max_len} "
-            "positions: shorten the prompt, give fewer examples or ask for fewer tokens"
+            f"{virtual}a prompt of {prompt} tokens and {max_new_tokens} new ones are more than the model's "
+            f"{config.max_len} positions: shorten the prompt, give fewer examples or ask for fewer tokens"
         )
 
 

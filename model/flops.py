@@ -1,14 +1,16 @@
 """How much arithmetic a forward pass and a training step are, counted from shapes.
 
 XLA's own count sees the body of a scan once, so it is of no use for a stack of layers. A product of [a, b] and [b, c]
-is 2abc; norms, activations and rotations are left out (under a percent).
+is 2abc; norms, activations and rotations are left out (under a percent), and so is what makes a prefix of virtual
+tokens, once a batch.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from limbeck.model.config import ModelConfig
-from limbeck.model.params import block_path
+from limbeck.model.params import block_path, weights
+from limbeck.model.prefix import VIRTUAL, prefix_length
 
 
 class Shaped(Protocol):
@@ -22,11 +24,9 @@ def _products(config: ModelConfig, params: Mapping[str, Shaped]) -> dict[str, fl
     """Forward FLOPs a token of every leaf that multiplies activations."""
     flops = {}
     for path, leaf in params.items():
-        if path.endswith(("/kernel", "/lora_a", "/lora_b")):
-            size = 1
-            for dim in leaf.shape:
-                size *= dim
-            flops[path] = 2.0 * size
+        multiplies = path.endswith(("/kernel", "/kernel_int8", "/kernel_nf4", "/lora_a", "/lora_b"))
+        if multiplies and not path.startswith(VIRTUAL):
+            flops[path] = 2.0 * weights(path, leaf.shape)
     if "head/kernel" not in params:
         flops["embed/embedding"] = 2.0 * config.vocab_size * config.width
     return flops
@@ -38,8 +38,12 @@ def _attention(config: ModelConfig, context: float) -> float:
 
 
 def forward_flops(config: ModelConfig, params: Mapping[str, Shaped], tokens: float, context: float) -> float:
-    """FLOPs of a forward pass over `tokens` tokens that attend to `context` keys each, the head included."""
+    """FLOPs of a forward pass over `tokens` tokens that attend to `context` keys each, the head included.
+
+    The keys of virtual tokens come on top of `context`.
+    """
     dense = sum(_products(config, params).values())
+    context += prefix_length(params)
     return tokens * (dense + config.depth * _attention(config, context))
 
 
@@ -50,7 +54,8 @@ def step_flops(
 
     A frozen leaf has no weight gradient; layers below the first trainable one have no backward pass at all.
     """
-    products = _products(config, {**frozen, **trainable})
+    params = {**frozen, **trainable}
+    products = _products(config, params)
     first = _first_layer(config, trainable)
     backward = 0.0
     for path, flops in products.items():
@@ -62,9 +67,9 @@ def step_flops(
         else:
             start, stop = parsed[0] or (0, config.depth)
             backward += flops * max(0, stop - max(start, first)) / (stop - start)
-    attention = _attention(config, context)
+    attention = _attention(config, context + prefix_length(params))
     backward += 2 * attention * (config.depth - first)
-    return forward_flops(config, {**frozen, **trainable}, tokens, context) + tokens * backward
+    return forward_flops(config, params, tokens, context) + tokens * backward
 
 
 def _first_layer(config: ModelConfig, trainable: Iterable[str]) -> int:
@@ -72,6 +77,6 @@ def _first_layer(config: ModelConfig, trainable: Iterable[str]) -> int:
     for path in trainable:
         if parsed := block_path(path):
             first = min(first, parsed[0][0] if parsed[0] else 0)
-        elif path.startswith(("embed/", "positions/")):
+        elif path.startswith(("embed/", "positions/", *VIRTUAL)):
             return 0
     return first

@@ -1,13 +1,15 @@
 """The parts of a block: the one dense layer, norms, rotary positions, the MLP. `x_BTD` and friends: see `config.py`."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from limbeck.model.added import Leaves, beside
 from limbeck.model.config import ModelConfig
+from limbeck.model.quantize import product
 from limbeck.model.rope import Rope, frequencies
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -19,10 +21,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Linear(nn.Module):
-    """`x @ kernel (+ bias) (+ (x @ lora_a) @ lora_b * lora_scale)`: the one dense layer.
+    """`x @ kernel (+ bias)`: the one dense layer.
 
-    The low-rank side path (Hu et al. 2021, arXiv 2106.09685, eq. 3) is there when its leaves are: an adapter is
-    added to the parameters, not to the module.
+    An adapter is added to the parameters, not to the module: leaves beside the kernel are read where they are
+    (`added.py`), a bias too, and codes in the place of a kernel (`quantize.py`).
     """
 
     features: int
@@ -32,16 +34,30 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         fan_in = x.shape[-1]
+        if self.is_initializing():
+            spread = nn.initializers.normal(self.init_scale * fan_in**-0.5)
+            self.param("kernel", spread, (fan_in, self.features))
+        if self.use_bias:  # asked for in any case, so that a model that lacks it is an error
+            self.param("bias", nn.initializers.zeros, (self.features,))
+        leaves = cast(Leaves, self.variables["params"])
         # A flat [tokens, D] product: the gradient of the three-dimensional one is 2.6 times slower on CPU.
         flat = x.reshape(-1, fan_in)
-        kernel = self.param("kernel", nn.initializers.normal(self.init_scale * fan_in**-0.5), (fan_in, self.features))
-        y = flat @ kernel.astype(x.dtype)
-        if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
-        if self.has_variable("params", "lora_a"):
-            a, b, scale = (self.get_variable("params", f"lora_{part}") for part in ("a", "b", "scale"))
-            y = y + (flat @ a.astype(x.dtype)) @ b.astype(x.dtype) * scale.astype(x.dtype)
-        return y.reshape(*x.shape[:-1], self.features)
+        if "ia3_in" in leaves:  # (IA)3, Liu et al. 2022, arXiv 2205.05638, eq. 3
+            flat = flat * leaves["ia3_in"].astype(x.dtype)
+        y = flat @ leaves["kernel"].astype(x.dtype) if "kernel" in leaves else product(flat, leaves)
+        return beside(flat, y, leaves).reshape(*x.shape[:-1], self.features)
+
+
+class Bottleneck(nn.Module):
+    """`x + up(relu(down(x)))`, a small network on what a half of a block adds (Houlsby et al. 2019, arXiv 1902.00751).
+
+    It is there where its leaves are; `down/kernel` [D, R] says how wide it is.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = cast(Any, self.variables["params"])["down"]["kernel"].shape[-1]
+        return x + Linear(x.shape[-1], True, name="up")(jax.nn.relu(Linear(width, True, name="down")(x)))
 
 
 class Norm(nn.Module):
@@ -108,5 +124,7 @@ class Mlp(nn.Module):
         act = ACTIVATIONS[c.activation]
         up_BTF = Linear(c.mlp_dim, c.mlp_bias, name="up")(x_BTD)
         gate_BTF = Linear(c.mlp_dim, c.mlp_bias, name="gate")(x_BTD) if c.gated_mlp else up_BTF
-        hidden_BTF = act(gate_BTF) * up_BTF if c.gated_mlp else act(gate_BTF)
+        # Worked out again in the backward pass: what a gate keeps for it is as large as what the products keep.
+        gated = jax.checkpoint(lambda gate_BTF, up_BTF: act(gate_BTF) * up_BTF if c.gated_mlp else act(gate_BTF))
+        hidden_BTF = gated(gate_BTF, up_BTF)
         return Linear(c.width, c.mlp_bias, (2 * c.depth) ** -0.5, name="down")(hidden_BTF)

@@ -2,13 +2,15 @@
 
 The layers of a stack share a leaf with a leading layer axis: `blocks/attn/q/kernel` is `[L, D, N*H]`. Where layers
 are treated differently (the last block trains, the others are frozen) the stack is cut into runs, and a leaf says
-which layers it holds: `blocks/0:3/attn/q/kernel` and `blocks/3:4/attn/q/kernel`. The model takes either.
+which layers it holds: `blocks/0:3/attn/q/kernel` and `blocks/3:4/attn/q/kernel`. A leaf that only some layers have (an
+adapter in the upper half) is such a piece beside whole ones. The model takes any of it.
 
 **Patterns** are an ordered list of regular expressions, matched whole. A leaf answers to its own name
 (`blocks/attn/q/kernel`) and, layer by layer, to the name of each layer (`blocks/3/attn/q/kernel`).
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -41,9 +43,12 @@ def block_path(path: str) -> tuple[tuple[int, int] | None, str] | None:
 
 
 def runs(params: Mapping[str, jax.Array]) -> list[Run]:
-    """The stack's runs of layers in order; raises UserError when they do not follow one another from layer 0."""
+    """The stack's runs of layers in order, cut wherever any leaf is.
+
+    Raises UserError when they do not follow one another from layer 0.
+    """
     found: dict[tuple[int, int], Params] = {}
-    for path, leaf in params.items():
+    for path, leaf in cut(params, ()).items():
         if parsed := block_path(path):
             found.setdefault(parsed[0] or (0, leaf.shape[0]), {})[parsed[1]] = leaf
     ordered = [Run(*span, found[span]) for span in sorted(found)]
@@ -59,36 +64,58 @@ def runs(params: Mapping[str, jax.Array]) -> list[Run]:
 
 
 def cut(params: Mapping[str, jax.Array], boundaries: Iterable[int]) -> Params:
-    """The same parameters with the stack cut before each layer in `boundaries` (and wherever it was cut already)."""
-    cuts = sorted(set(boundaries))
+    """The same parameters with the stack cut before each layer in `boundaries`, and wherever any leaf is cut already.
+
+    Raises UserError for a layer's leaf that is there twice.
+    """
+    spans = [parsed[0] for parsed in map(block_path, params) if parsed and parsed[0]]
+    cuts = sorted({*boundaries, *(edge for span in spans for edge in span)})
     out: Params = {}
+    for path, leaf in params.items():
+        parsed = block_path(path)
+        pieces = {path: leaf}
+        if parsed is not None:
+            start, stop = parsed[0] or (0, leaf.shape[0])
+            edges = [start, *(edge for edge in cuts if start < edge < stop), stop]
+            if len(edges) > 2:
+                pieces = {
+                    f"blocks/{low}:{high}/{parsed[1]}": leaf[low - start : high - start]
+                    for low, high in zip(edges, edges[1:], strict=False)
+                }
+        if twice := pieces.keys() & out.keys():
+            raise UserError(f"{min(twice)} is there twice: in a piece of the stack and in the whole of it")
+        out |= pieces
+    return out
+
+
+def join(params: Mapping[str, jax.Array]) -> Params:
+    """The same parameters with neighbouring pieces of a cut leaf put together: the layout of files and digests.
+
+    A leaf that all layers have is whole again. One that only some have, or that has other sizes in some (an adapter's
+    rank), stays in as few pieces as can be.
+    """
+    out: Params = {}
+    pieces: dict[str, list[tuple[int, int, list[jax.Array]]]] = {}
+    depth = 0
     for path, leaf in params.items():
         parsed = block_path(path)
         if parsed is None:
             out[path] = leaf
             continue
         start, stop = parsed[0] or (0, leaf.shape[0])
-        edges = [start, *(edge for edge in cuts if start < edge < stop), stop]
-        if len(edges) == 2:
-            out[path] = leaf
-            continue
-        for low, high in zip(edges, edges[1:], strict=False):
-            out[f"blocks/{low}:{high}/{parsed[1]}"] = leaf[low - start : high - start]
-    return out
-
-
-def join(params: Mapping[str, jax.Array]) -> Params:
-    """The same parameters with every cut leaf whole again: the canonical layout of files and digests."""
-    out: Params = {}
-    pieces: dict[str, list[tuple[int, jax.Array]]] = {}
-    for path, leaf in params.items():
-        parsed = block_path(path)
-        if parsed and parsed[0]:
-            pieces.setdefault(f"blocks/{parsed[1]}", []).append((parsed[0][0], leaf))
-        else:
-            out[path] = leaf
-    for path, parts in pieces.items():
-        out[path] = jax.numpy.concatenate([leaf for _, leaf in sorted(parts, key=lambda part: part[0])])
+        pieces.setdefault(parsed[1], []).append((start, stop, [leaf]))
+        depth = max(depth, stop)
+    for name, found in pieces.items():
+        together: list[tuple[int, int, list[jax.Array]]] = []
+        for start, stop, leaves in sorted(found, key=lambda piece: piece[:2]):
+            last = together[-1] if together else None
+            if last and last[1] == start and last[2][0].shape[1:] == leaves[0].shape[1:]:
+                together[-1] = (last[0], stop, [*last[2], *leaves])
+            else:
+                together.append((start, stop, leaves))
+        for start, stop, leaves in together:
+            path = f"blocks/{name}" if (start, stop) == (0, depth) else f"blocks/{start}:{stop}/{name}"
+            out[path] = leaves[0] if len(leaves) == 1 else jax.numpy.concatenate(leaves)
     return out
 
 
@@ -154,9 +181,14 @@ def merge(trainable: Mapping[str, jax.Array], frozen: Mapping[str, jax.Array]) -
     return {**frozen, **trainable}
 
 
+def weights(path: str, shape: Sequence[int]) -> int:
+    """How many weights a leaf of that path holds: a byte of NF4 codes two, the scales of a quantised kernel none."""
+    return math.prod(shape) * (2 if path.endswith("/kernel_nf4") else 0 if path.endswith("/kernel_scale") else 1)
+
+
 def count(params: Mapping[str, jax.Array]) -> int:
-    """How many numbers the parameters are."""
-    return sum(leaf.size for leaf in params.values())
+    """How many weights the parameters are, in however few bits each is kept (see `quantize.py`)."""
+    return sum(weights(path, leaf.shape) for path, leaf in params.items())
 
 
 def nbytes(params: Mapping[str, jax.Array]) -> int:

@@ -8,6 +8,7 @@ from limbeck.model.errors import UserError, one_of
 Schedule = Literal["cosine", "linear", "constant"]
 Optimizer = Literal["adamw", "adafactor", "lion", "muon", "sgd"]
 Keep = Literal["last", "best"]
+Base = Literal["as_is", "bfloat16", "int8", "nf4"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,7 @@ class OptimConfig:
     final: float = 0.1
     weight_decay: float = 0.0
     decays: tuple[str, ...] = (".*/kernel", ".*/embedding", ".*/lora_[ab]")  # patterns of what decays
+    rates: tuple[tuple[str, float], ...] = ()  # (pattern, factor on the learning rate of what it matches first)
     clip: float | None = 1.0  # global norm of the gradient
     b1: float = 0.9
     b2: float = 0.95
@@ -35,6 +37,30 @@ class OptimConfig:
             raise UserError(f"average={self.average}: must lie between 0 and 1, such as 0.999")
         if self.skip < 0:
             raise UserError(f"skip={self.skip}: must be at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+    """What a way of tuning may be told; each reads what it has a use for (`methods.METHODS` says which there are)."""
+
+    rank: int = 8  # of low-rank adapters, of VeRA's matrices; units of a bottleneck
+    alpha: float | None = None  # low-rank adapters are multiplied by alpha / rank; None: by 1
+    targets: str = ""  # pattern of the leaves that adapters go beside or entries are chosen of; empty: the method's own
+    blocks: int = 1  # how many first or last ones train
+    share: float = 0.01  # of a leaf's entries that are chosen
+    entries: str = ""  # file of chosen entries, of the method `entries`
+    length: int = 16  # virtual tokens
+    text: str = ""  # that virtual tokens begin as; empty: the method's own beginning
+    examples: int = 64  # rows whose gradients say which entries are chosen
+    base: Base = "as_is"  # what is frozen: as it was loaded, or in fewer bits
+
+    def __post_init__(self) -> None:
+        one_of("base", self.base, get_args(Base))
+        if not 0 < self.share <= 1:
+            raise UserError(f"share={self.share}: must lie above 0 and be at most 1, such as 0.01")
+        for name in ("rank", "blocks", "length", "examples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

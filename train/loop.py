@@ -88,7 +88,7 @@ def fit(
         raise UserError("keep='best' needs evaluations to choose by: give `evaluate`, or keep='last'")
     start = time.perf_counter()
     trainable, frozen = apply_selection(selection, params)
-    optimizer = make_optimizer(config.optim, config.steps, selection.masks)
+    optimizer = make_optimizer(config.optim, config.steps)
     step_fn = make_step(loss_fn, optimizer, accumulate=config.accumulate)
     state, rate = init_state(optimizer, trainable), schedule(config.optim, config.steps)
     best: Params = _host(state.trainable) if config.keep == "best" else {}

@@ -146,7 +146,7 @@ def token_loss(config: ModelConfig, *, smoothing: float = 0.0, z_loss: float = 0
     terms = Terms(None if config.labels else config.logit_softcap, smoothing, z_loss)
 
     def loss_fn(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        head_DV = params["score/kernel"] if config.labels else head_kernel(params)
+        head_DV = head_kernel(params)
         hidden_ND, weights_N = _tokens(config, params, batch)
         targets_N = jnp.asarray(batch["targets_BT"]).reshape(-1)
         objective, total = cross_entropy(hidden_ND, head_DV, targets_N, weights_N, terms)
@@ -179,7 +179,7 @@ def regression_loss(config: ModelConfig) -> LossFn:
 def _value_loss(config: ModelConfig, per_row: Callable[[jax.Array, jax.Array], jax.Array]) -> LossFn:
     def loss_fn(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         hidden_ND, weights_N = _tokens(config, params, batch)
-        score_DC = params["score/kernel"].astype(hidden_ND.dtype)
+        score_DC = head_kernel(params).astype(hidden_ND.dtype)
         scores_NC = jnp.dot(hidden_ND, score_DC, preferred_element_type=jnp.float32)
         values_NC = jnp.asarray(batch["values_BTC"]).reshape(scores_NC.shape).astype(jnp.float32)
         real_N = weights_N > 0  # a token of weight 0 is kept out of the arithmetic, not only out of the sum

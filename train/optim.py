@@ -1,8 +1,6 @@
 """The optimiser that a config describes, over the trainable parameters alone."""
 
 import re
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
+from limbeck.model.chosen import CHOSEN
 from limbeck.model.params import Params, block_path
 from limbeck.train.config import OptimConfig
 
@@ -27,10 +26,8 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1)), after], [warmup])
 
 
-def make_optimizer(
-    config: OptimConfig, steps: int, masks: Mapping[str, jax.Array] = MappingProxyType({})
-) -> optax.GradientTransformation:
-    """Clip, then the rule, decaying what `decays` names; then the masks, the average, and the guard, where asked for.
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """Clip, then the rule, decaying what `decays` names; then the average, and the guard, where asked for.
 
     AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); Adafactor (Shazeer & Stern 2018, arXiv 1804.04235) without
     momentum and without scaling by the parameters, so that AdamW's learning rates carry over; Lion (Chen et al. 2023,
@@ -40,7 +37,10 @@ def make_optimizer(
 
     def decay_mask(params: Params) -> dict[str, bool]:
         # One list serves every selection of what trains, so a pattern without a leaf is no mistake here.
-        return {path: any(re.fullmatch(pattern, path) for pattern in config.decays) for path in params}
+        # Chosen entries decay where the leaf that they are of would.
+        return {
+            path: any(re.fullmatch(pattern, path.removesuffix(CHOSEN)) for pattern in config.decays) for path in params
+        }
 
     rate, decay = schedule(config, steps), config.weight_decay
     match config.name:
@@ -71,20 +71,20 @@ def make_optimizer(
         case "sgd":
             rule = optax.chain(optax.add_decayed_weights(decay, decay_mask), optax.sgd(rate, config.b1))
     parts = [] if config.clip is None else [optax.clip_by_global_norm(config.clip)]
-    parts += [rule, masked(masks)] if masks else [rule]
+    parts += [rule, _paced(config.rates)] if config.rates else [rule]
     parts += [averaging(config.average)] if config.average else []
     optimizer = optax.chain(*parts)
     # The loop counts what is left out and ends the run; optax itself would apply such an update after so many.
     return optax.apply_if_finite(optimizer, jnp.iinfo(jnp.int32).max) if config.skip else optimizer
 
 
-def masked(masks: Mapping[str, jax.Array]) -> optax.GradientTransformation:
-    """Multiplies the update by the masks: last in the chain, where not even decay moves a masked-out entry."""
+def _paced(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+    """Multiplies the updates of the leaves that a pattern matches by its factor; the first that matches counts."""
 
-    def update(updates: Any, state: optax.OptState, params: optax.Params | None = None):
-        return {path: u * masks[path].astype(u.dtype) if path in masks else u for path, u in updates.items()}, state
+    def factor(path: str) -> float:
+        return next((factor for pattern, factor in rates if re.fullmatch(pattern, path)), 1.0)
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.stateless(lambda updates, _: {path: factor(path) * u for path, u in updates.items()})
 
 
 class Average(NamedTuple):

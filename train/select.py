@@ -1,4 +1,4 @@
-"""What trains: path patterns, element masks, and the names that the quick ways of tuning go by."""
+"""What trains: path patterns, and the names that the quick ways of tuning go by."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from limbeck.model.errors import UserError, nearest
 from limbeck.model.params import Params, count, split
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """`patterns` name the leaves that train; `masks` (by path, 0 or 1, of a leaf's shape) narrow it to entries."""
+    """`patterns` name the leaves that train; single entries of a leaf are leaves of their own (`model/chosen.py`)."""
 
     patterns: tuple[str, ...] = (".*",)
-    masks: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 def bias_norm() -> Selection:
@@ -34,21 +32,31 @@ def lora_only() -> Selection:
     return Selection((r".*/lora_[ab]",))
 
 
+def chosen_only() -> Selection:
+    """The entries that `model.chosen.choose` took out of their leaves."""
+    return Selection((r".*_chosen",))
+
+
 def apply_selection(selection: Selection, params: Params) -> tuple[Params, Params]:
-    """(trainable, frozen). Raises UserError for a dead pattern or a mask that fits no trainable leaf."""
-    trainable, frozen = split(params, selection.patterns)
-    for path, mask in selection.masks.items():
-        if path not in trainable:
-            raise UserError(f"mask for {path!r}: no such trainable parameter{nearest(path, trainable)}")
-        if mask.shape != trainable[path].shape:
-            raise UserError(f"mask for {path!r} has shape {mask.shape}, the parameter {trainable[path].shape}")
-    return trainable, frozen
+    """(trainable, frozen). Raises UserError for a dead pattern."""
+    return split(params, selection.patterns)
 
 
 def describe(trainable: Params, frozen: Params) -> str:
     """One line: how many parameters train, of how many, and in which leaves."""
     moving, total = count(trainable), count(trainable) + count(frozen)
     return f"{moving:,} of {total:,} parameters train ({moving / total:.2%}), in {len(trainable)} leaves"
+
+
+def table(trainable: Params, frozen: Params) -> str:
+    """What trains, a line for each leaf: its path, its shape, how many parameters, and their share of the model."""
+    total = count(trainable) + count(frozen)
+    shapes = {path: " x ".join(map(str, leaf.shape)) or "1" for path, leaf in sorted(trainable.items())}
+    path_width, shape_width = (max(map(len, column), default=0) for column in (shapes, shapes.values()))
+    return "\n".join(
+        f"  {path:{path_width}}  {shape:>{shape_width}}  {trainable[path].size:>13,}  {trainable[path].size / total:8.3%}"
+        for path, shape in shapes.items()
+    )
 
 
 def moved(before: Mapping[str, jax.Array], after: Mapping[str, jax.Array]) -> dict[str, bool]:

@@ -5,18 +5,19 @@ Command:  limbeck run chat --model MODEL --chats FILE      where MODEL's tokeniz
 """
 
 from limbeck.experiments.pretraining_config import PretrainingConfig
-from limbeck.train.config import FitConfig, OptimConfig
+from limbeck.train.config import FitConfig, MethodConfig, OptimConfig
 
 config = PretrainingConfig(
     chats=("chats.jsonl",),
     model="model",
-    lora_rank=16,
+    tuning="lora",
+    method=MethodConfig(rank=16),
     held_out=0.1,
     fit=FitConfig(
         steps=300,
         batch_size=16,
         length=512,
-        optim=OptimConfig(learning_rate=1e-3),
+        optim=OptimConfig(learning_rate=1e-4),  # of full tuning; low-rank adapters take ten times as much
         evaluate_every=50,
         keep="best",
     ),

@@ -29,6 +29,7 @@ from limbeck.model.pretrained.llama2c import load_llama2c
 from limbeck.model.pretrained.stored_tensor import StoredTensor
 from limbeck.model.pretrained.weight_files import Unsaved, open_weights, save_weights
 from limbeck.model.progress import progress
+from limbeck.model.quantize import is_quantized
 from limbeck.model.tokenizer import Tokenizer, load_tokenizer
 from limbeck.model.tokenizer.files import VOCABULARIES
 
@@ -188,6 +189,8 @@ def _check_manifest(folder: Path) -> str | None:
 
 def _to_be_written(config: ModelConfig, params: Mapping[str, jax.Array]) -> tuple[Json, Iterator[Unsaved]]:
     """(config.json, the tensors): in a family's names where one can say it, else in ours."""
+    if codes := next(filter(is_quantized, sorted(params)), None):
+        raise UserError(f"{codes!r} is quantised, and weights are written as floats: save `dequantized(params)`")
     config = dataclasses.replace(config, dtype=str(params["embed/embedding"].dtype))
     described = write_own(config) if any("/lora_" in path for path in params) else write_config(config)
     family = described["model_type"] if described["model_type"] in FAMILIES else ""

@@ -45,13 +45,13 @@ def open_weights(folder: Path) -> dict[str, StoredTensor]:
     if not os.path.lexists(folder / INDEX):
         if not os.path.lexists(folder / SINGLE):
             raise UserError(_no_weights(folder))
-        return {tensor.name: tensor for tensor in _open_file(folder, SINGLE)}
+        return {tensor.name: tensor for tensor in open_file(folder, SINGLE)}
     placed = _read_index(folder)
     if SINGLE not in placed.values() and os.path.lexists(folder / SINGLE):
         raise UserError(f"{folder} holds {SINGLE} and {INDEX}, which does not name it: remove the one that is stale")
     tensors: dict[str, StoredTensor] = {}
     for shard in dict.fromkeys(placed.values()):
-        for tensor in _open_file(folder, shard):
+        for tensor in open_file(folder, shard):
             if placed.get(tensor.name) != shard:
                 where = f"in {quoted(placed[tensor.name])}" if tensor.name in placed else "nowhere"
                 raise UserError(f"{folder / shard} holds {quoted(tensor.name)}, which the index has {where}: {AGAIN}")
@@ -65,8 +65,8 @@ def open_weights(folder: Path) -> dict[str, StoredTensor]:
 def _read_index(folder: Path) -> dict[str, str]:
     """Which file holds which tensor."""
     path = folder / INDEX
-    with reading(path), open(_inside(folder, INDEX), "rb") as file:
-        content = _json(path, file.read(_LARGEST_JSON + 1))
+    with reading(path), open(inside(folder, INDEX), "rb") as file:
+        content = parse_json(path, file.read(_LARGEST_JSON + 1))
     placed = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(placed, dict) or not placed:
         raise UserError(f"{path} has no weight_map from tensors to files: {AGAIN}")
@@ -77,10 +77,10 @@ def _read_index(folder: Path) -> dict[str, str]:
     return placed
 
 
-def _open_file(folder: Path, name: str) -> list[StoredTensor]:
+def open_file(folder: Path, name: str) -> list[StoredTensor]:
     """The tensors of one file as its header has them."""
     path = folder / name
-    real = _inside(folder, name)
+    real = inside(folder, name)
     with reading(path), open(real, "rb") as file:
         seen = stamp(file)
         try:
@@ -90,8 +90,8 @@ def _open_file(folder: Path, name: str) -> list[StoredTensor]:
             raise UserError(f"{path} is no whole safetensors file ({_one_line(error)}): {AGAIN}") from error
         length = int.from_bytes(file.read(8), "little")
         # The library has checked types, sizes, and that the tensors follow each other from the header to the end.
-        # It keeps the last of two tensors of one name (_json refuses them), and takes other spellings of an entry.
-        header = _json(path, file.read(min(length, _LARGEST_JSON)))
+        # It keeps the last of two tensors of one name (parse_json refuses them), and takes other spellings of an entry.
+        header = parse_json(path, file.read(min(length, _LARGEST_JSON)))
     header.pop("__metadata__", None)
     tensors = []
     for tensor, entry in header.items():
@@ -105,7 +105,7 @@ def _open_file(folder: Path, name: str) -> list[StoredTensor]:
     return tensors
 
 
-def _inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str) -> Path:
     """The real path of a file of the folder; raises UserError where a link leads out of it, or there is no file."""
     path = folder / name
     with reading(path):
@@ -119,7 +119,7 @@ def _inside(folder: Path, name: str) -> Path:
     return real
 
 
-def _json(path: Path, data: bytes) -> Any:
+def parse_json(path: Path, data: bytes) -> Any:
     """Parses JSON in which no object has two values for one name."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -234,6 +234,11 @@ def _stage(folder: Path, name: str, parts: list[Callable[[], Any]], temporaries:
         os.fsync(file.fileno())
     os.chmod(path, 0o644)
     return Path(path)
+
+
+def file_bytes(tensors: list[Unsaved]) -> bytes:
+    """A whole safetensors file, for tensors that are small together."""
+    return b"".join(memoryview(part()).cast("B") for part in _parts(tensors))
 
 
 def _parts(tensors: list[Unsaved]) -> list[Callable[[], Any]]:

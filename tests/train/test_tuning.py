@@ -78,15 +78,6 @@ def test_what_is_selected_moves_and_what_is_frozen_does_not(name, optimizer):
         assert not frozen
 
 
-def test_a_mask_holds_masked_entries_against_decay_and_momentum():
-    mask = jax.random.bernoulli(jax.random.key(2), 0.3, BASE["blocks/mlp/up/kernel"].shape)
-    selection = Selection(("blocks/mlp/up/kernel",), {"blocks/mlp/up/kernel": mask})
-    after = train(BASE, selection).trainable["blocks/mlp/up/kernel"]
-    same = np.asarray(after) == np.asarray(BASE["blocks/mlp/up/kernel"])
-    assert same[~np.asarray(mask)].all()
-    assert not same[np.asarray(mask)].any()
-
-
 def test_the_optimiser_exists_for_the_trainable_part_alone():
     trainable, _ = apply_selection(bias_norm(), BASE)
     assert optimizer_bytes(make_optimizer(OPTIM, 10), trainable) == pytest.approx(8 * count(trainable), abs=16)
@@ -131,13 +122,6 @@ def test_lora_starts_as_the_base_bitwise_and_folds_to_itself():
 def test_an_adapter_that_cannot_be_is_refused(arguments, words):
     with pytest.raises(UserError, match=words):
         add_lora(BASE, jax.random.key(0), **arguments)
-
-
-def test_a_mask_that_fits_nothing_is_refused():
-    with pytest.raises(UserError, match="no such trainable parameter; did you mean 'norm/scale'"):
-        apply_selection(Selection(("norm/scale",), {"norm/scales": jnp.ones(16)}), BASE)
-    with pytest.raises(UserError, match="shape"):
-        apply_selection(Selection(("norm/scale",), {"norm/scale": jnp.ones(3)}), BASE)
 
 
 def test_adamw_equals_optax_on_the_same_gradients():

@@ -1,0 +1,264 @@
+"""The menu: every way of tuning as what it adds to the parameters and what of them then trains.
+
+A method is a function that adds leaves, or none, and the patterns of what trains. Its rate is how many times larger
+than for full tuning the learning rate is to be. Whatever the method, one step (`step.py`) differentiates what trains
+and nothing else, and only that is in the optimiser's state and in checkpoints.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from limbeck.model.chosen import choose, unchosen
+from limbeck.model.config import ModelConfig
+from limbeck.model.errors import UserError, nearest
+from limbeck.model.params import Params, merge
+from limbeck.model.quantize import dequantized, quantize
+from limbeck.train import masks, soft_prompts
+from limbeck.train.adapters import add_biases, add_bottleneck, add_ia3, add_lora, add_vera, fold_lora
+from limbeck.train.config import Base, MethodConfig, OptimConfig
+from limbeck.train.loss import Batch, LossFn
+from limbeck.train.mask_file import entries_of_file
+from limbeck.train.select import Selection, apply_selection
+
+KERNELS = r"blocks/(attn|mlp)/\w+/kernel"  # what the low-rank methods go beside: every dense kernel (arXiv 2305.14314)
+
+
+class Ground(NamedTuple):
+    """What a method begins with. `examples(n)` gives a loss and batches of n rows in all, for those that look at data;
+    `ids(text)` are a text's tokens."""
+
+    config: ModelConfig
+    params: Params
+    settings: MethodConfig
+    seed: int = 0
+    examples: Callable[[int], tuple[LossFn, Sequence[Batch]]] | None = None
+    ids: Callable[[str], Sequence[int]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way of tuning: `add` gives the parameters with its leaves, `trains` the patterns of what of them moves."""
+
+    about: str
+    trains: tuple[str, ...] | Callable[[Ground], tuple[str, ...]]
+    add: Callable[[Ground], Params] = lambda ground: ground.params
+    rate: float = 1.0  # times the learning rate of full tuning
+    rates: tuple[tuple[str, float], ...] = ()  # and of some of its leaves (OptimConfig.rates)
+    base: Base = "as_is"  # how the frozen parameters are kept, unless the settings say more
+
+
+class Prepared(NamedTuple):
+    """The parameters that a method made, what of them trains, and the optimiser's settings with its rates."""
+
+    params: Params
+    selection: Selection
+    optim: OptimConfig
+
+
+def prepare(name: str, ground: Ground, optim: OptimConfig, *, also: tuple[str, ...] = ()) -> Prepared:
+    """Makes the model ready to be tuned by the method of that name, or with the leaves of that pattern.
+
+    `also` are patterns of what trains besides (a new head). What is frozen is kept as `settings.base` says: in
+    bfloat16, or its dense kernels in int8 or NF4. Raises UserError for a name that is neither a method nor a pattern
+    that matches, and for settings that the method cannot have.
+    """
+    method = METHODS.get(name)
+    if method is None:
+        try:
+            apply_selection(Selection((name,)), ground.params)
+        except UserError as error:
+            hint = nearest(name, METHODS) or f"; the methods are {', '.join(METHODS)}"
+            raise UserError(f"tuning {name!r} is no method{hint}; and as a pattern: {error}") from error
+        method = Method("the leaves that a pattern names", (name,))
+    params = method.add(ground)
+    trains = method.trains if isinstance(method.trains, tuple) else method.trains(ground)
+    selection = Selection((*trains, *also))
+    rates = (*method.rates, *optim.rates)
+    optim = dataclasses.replace(optim, learning_rate=optim.learning_rate * method.rate, rates=rates)
+    base = method.base if ground.settings.base == "as_is" else ground.settings.base
+    return Prepared(_based(params, selection, base), selection, optim)
+
+
+def plain(params: Params) -> Params:
+    """The model as other programs know it: what a method added is put into the kernels, float32 in place of codes.
+
+    Bottlenecks and virtual tokens go into no kernel; they stay beside.
+    """
+    return fold_lora(unchosen(soft_prompts.fold(dequantized(params))))
+
+
+def _based(params: Params, selection: Selection, base: str) -> Params:
+    """The parameters with what is frozen in fewer bits."""
+    if base == "as_is":
+        return params
+    trainable, frozen = apply_selection(selection, params)
+    if base == "bfloat16":
+        half = {path: _halved(leaf) for path, leaf in frozen.items()}
+        return merge(trainable, half)
+    kernels = {path for path in frozen if path.endswith("/kernel") and ("/attn/" in path or "/mlp/" in path)}
+    if not kernels:
+        raise UserError(f"base={base}: every dense kernel trains, so there is none to keep in {base}; choose another")
+    return merge(trainable, quantize(frozen, base))
+
+
+def _halved(leaf: jax.Array) -> jax.Array:
+    return leaf.astype(jnp.bfloat16) if leaf.dtype == jnp.float32 else leaf
+
+
+def _blocks(ground: Ground, first: bool) -> tuple[str, ...]:
+    depth, blocks = ground.config.depth, ground.settings.blocks
+    if blocks > depth:
+        raise UserError(f"blocks={blocks}: the model has {depth}")
+    layers = range(blocks) if first else range(depth - blocks, depth)
+    named = rf"blocks/({'|'.join(map(str, layers))})/.*"
+    return (named,) if first else (named, "norm/.*")
+
+
+def _lora(ground: Ground, **more: object) -> Params:
+    own = ground.settings
+    return add_lora(
+        ground.params,
+        jax.random.key(ground.seed),
+        rank=own.rank,
+        alpha=own.alpha,
+        targets=own.targets or KERNELS,
+        **more,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _chosen(ground: Ground, criterion: str) -> Params:
+    own = ground.settings
+    choice: dict[str, Any] = {"targets": own.targets or KERNELS, "share": own.share}
+    match criterion:
+        case "entries":
+            if not own.entries:
+                raise UserError("entries is empty: name the file that says which entries train")
+            indices = entries_of_file(ground.params, own.entries)
+        case "random":
+            indices = masks.random_entries(ground.params, **choice, seed=ground.seed)
+        case "magnitude":
+            indices = masks.magnitude_entries(ground.params, **choice)
+        case _:
+            if ground.examples is None:
+                raise UserError(f"{criterion} looks at examples, and there are none here: use random or magnitude")
+            by_data = {"fisher": masks.fisher_entries, "gradient": masks.gradient_entries}[criterion]
+            loss_fn, batches = ground.examples(own.examples)
+            indices = by_data(loss_fn, ground.params, batches, **choice)
+    return choose(ground.params, indices)
+
+
+def _text_ids(ground: Ground) -> Sequence[int]:
+    if ground.ids is None:
+        raise UserError(f"text={ground.settings.text!r}: there is no tokenizer here to read it with")
+    return ground.ids(ground.settings.text)
+
+
+def _prompt(ground: Ground) -> Params:
+    init, ids = ("text", _text_ids(ground)) if ground.settings.text else ("vocabulary", ())
+    return soft_prompts.add_prompt(
+        ground.config, ground.params, jax.random.key(ground.seed), length=ground.settings.length, init=init, text_ids=ids
+    )
+
+
+def _prefix(ground: Ground) -> Params:
+    # A text's keys and values are a far better start than noise (Li & Liang, section 7.4); any text will do.
+    ids = _text_ids(ground) if ground.settings.text else tuple(range(min(ground.config.vocab_size, 64)))
+    return soft_prompts.add_prefix(
+        ground.config, ground.params, jax.random.key(ground.seed), length=ground.settings.length, init="text", text_ids=ids
+    )
+
+
+def _p_tuning(ground: Ground) -> Params:
+    return soft_prompts.add_p_tuning(ground.config, ground.params, jax.random.key(ground.seed), length=ground.settings.length)
+
+
+def _bottleneck(ground: Ground, halves: tuple[str, ...]) -> Params:
+    return add_bottleneck(ground.params, jax.random.key(ground.seed), rank=ground.settings.rank, halves=halves)
+
+
+def _biases(ground: Ground) -> Params:
+    has = any(path.endswith("/bias") for path in ground.params)
+    return ground.params if has else add_biases(ground.params)
+
+
+def _vera(ground: Ground) -> Params:
+    own = ground.settings
+    return add_vera(ground.params, jax.random.key(ground.seed), rank=own.rank, targets=own.targets or KERNELS)
+
+
+_LOW_RANK = (r".*/lora_[ab]",)
+_ENTRIES = (r".*_chosen",)
+
+METHODS: Mapping[str, Method] = {
+    "full": Method("every weight and bias", (".*",)),
+    "bias": Method("biases (BitFit, arXiv 2106.10199); a model without any gets them", (".*/bias",), _biases, 10),
+    "norms": Method("the norms' scales and biases", (".*norm/(scale|bias)",), rate=10),
+    "bias_norm": Method("biases and norms", (".*/bias|.*norm/scale",), _biases, 10),
+    "attention": Method("the attention half of every block", ("blocks/attn/.*",)),
+    "embeddings": Method("the embeddings", ("(embed|positions)/embedding",)),
+    "head": Method("the head and the final norm", ("(head|score)/kernel", "norm/.*")),
+    "first_blocks": Method("the first blocks", partial(_blocks, first=True)),
+    "last_blocks": Method("the last blocks and the final norm", partial(_blocks, first=False)),
+    "lora": Method("low-rank adapters (arXiv 2106.09685)", _LOW_RANK, _lora, 10),
+    "rslora": Method(
+        "low-rank adapters scaled by alpha / sqrt(rank) (arXiv 2312.03732)",
+        _LOW_RANK,
+        partial(_lora, stabilized=True),
+        10,
+    ),
+    "lora_plus": Method(
+        "low-rank adapters, b with 16 times a's rate (arXiv 2402.12354)", _LOW_RANK, _lora, 2, ((".*/lora_b", 16.0),)
+    ),
+    "lora_orthogonal": Method(
+        "low-rank adapters that begin orthonormal", _LOW_RANK, partial(_lora, start="orthogonal"), 10
+    ),
+    "pissa": Method(
+        "low-rank adapters that begin as the kernels' principal part (arXiv 2404.02948)",
+        _LOW_RANK,
+        partial(_lora, start="pissa"),
+        2,
+    ),
+    "dora": Method(
+        "low-rank adapters and the columns' norms (arXiv 2402.09353)",
+        (r".*/lora_([ab]|magnitude)",),
+        partial(_lora, magnitude=True),
+        10,
+    ),
+    "qlora": Method(
+        "low-rank adapters over kernels in NF4 (arXiv 2305.14314)", _LOW_RANK, _lora, 10, base="nf4"
+    ),
+    "vera": Method("vectors around shared random matrices (arXiv 2310.11454)", (r".*/vera_[db]",), _vera, 30),
+    "ia3": Method(
+        "factors on keys, values and the MLP (arXiv 2205.05638)",
+        (r".*/ia3_(in|out)",),
+        lambda ground: add_ia3(ground.params),
+        30,
+    ),
+    "houlsby": Method(
+        "small networks after both halves of a block (arXiv 1902.00751)",
+        (r".*_adapter/.*",),
+        partial(_bottleneck, halves=("attn", "mlp")),
+        10,
+    ),
+    "pfeiffer": Method(
+        "small networks after the MLPs (arXiv 2005.00247)", (r".*_adapter/.*",), partial(_bottleneck, halves=("mlp",)), 10
+    ),
+    "prompt": Method("virtual tokens (arXiv 2104.08691)", soft_prompts.PROMPT_TRAINS, _prompt, 30),
+    "p_tuning": Method("virtual tokens behind a small network (arXiv 2103.10385)", soft_prompts.P_TUNING_TRAINS, _p_tuning),
+    "prefix": Method("keys and values before every text (arXiv 2101.00190)", soft_prompts.PREFIX_TRAINS, _prefix, 10),
+    "fisher": Method(
+        "the entries of the largest Fisher information (arXiv 2111.09839)",
+        _ENTRIES,
+        partial(_chosen, criterion="fisher"),
+        3,
+    ),
+    "magnitude": Method("the largest entries", _ENTRIES, partial(_chosen, criterion="magnitude"), 3),
+    "random": Method("random entries (SHiRA, arXiv 2406.13175)", _ENTRIES, partial(_chosen, criterion="random"), 3),
+    "gradient": Method("the entries of the largest gradients", _ENTRIES, partial(_chosen, criterion="gradient"), 3),
+    "entries": Method("the entries that a file names", _ENTRIES, partial(_chosen, criterion="entries"), 3),
+}
