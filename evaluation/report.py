@@ -43,6 +43,9 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "bytes": ("size", lambda value: quantity(value, "B")),
     "train_seconds": ("training", duration),
     "flops_per_step": ("FLOPs a step", quantity),
+    "step_seconds": ("a step", lambda value: quantity(value, "s")),
+    "step_bytes": ("memory of a step", lambda value: quantity(value, "B")),
+    "adapter_bytes": ("adapter", lambda value: quantity(value, "B")),
     "optimizer_bytes": ("optimizer", lambda value: quantity(value, "B")),
     "prompt_tokens": ("prompt tokens", lambda value: f"{value:.4g}"),
     "latency_ms_p50": ("latency", lambda value: quantity(value / 1000, "s")),
@@ -197,8 +200,18 @@ def _range(row: dict[str, Any], rows: list[dict[str, Any]], metric: str) -> dict
 
 
 def _against(data: dict[str, Any], key: str) -> str:
-    label = {"latency_ms_p50": "latency of one request, ms", "params_total": "parameters"}[key]
+    label = {
+        "latency_ms_p50": "latency of one request, ms",
+        "params_total": "parameters",
+        "params_trainable": "parameters that train",
+    }[key]
     return plots.quality(data.get("rows") or [], _metric(data), key, label)
+
+
+def _one_base(data: dict[str, Any]) -> bool:
+    """Whether the rows are ways of tuning one model, so that what differs is how much of it trains."""
+    rows = data.get("rows") or []
+    return len(rows) > 2 and all("adapter_bytes" in row for row in rows if row.get("params_trainable"))
 
 
 def _bias_value(row: dict[str, Any]) -> str:
@@ -239,6 +252,7 @@ def _figures(data: dict[str, Any]) -> dict[str, markupsafe.Markup]:
     drawn = {
         "latency": _against(data, "latency_ms_p50"),
         "size": _against(data, "params_total"),
+        "trained": _against(data, "params_trainable") if _one_base(data) else "",
         "seconds": plots.break_even_lines(table, "seconds"),
         "flops": plots.break_even_lines(table, "FLOPs"),
         "curves": training_curves(data.get("curves") or {}, data.get("evaluations") or {}, _metric(data)),

@@ -21,9 +21,8 @@ from limbeck.evaluation.comparison import break_even_table
 from limbeck.evaluation.report import terminal_table, write_report
 from limbeck.experiments.claims import lesson_claims
 from limbeck.experiments.lesson_config import LessonConfig
-from limbeck.experiments.machine import machine
+from limbeck.experiments.machine import provenance
 from limbeck.experiments.offline import ambiguity, bulk_and_lookup
-from limbeck.experiments.rundir import versions
 from limbeck.experiments.stages import Lesson, measured, prepare, stream_of, train
 from limbeck.inference.engine import Engine
 from limbeck.model.params import Params, digest
@@ -113,11 +112,8 @@ def run(config: LessonConfig, rundir: Path) -> int:
     seconds = _seconds(rundir)
     data = {
         "title": f"Limbeck: {lesson.task.name}, adapted in every way",
-        "command": (rundir / "command.txt").read_text(encoding="utf-8").splitlines()[-1],
-        "seed": config.seed,
+        **provenance(rundir, config.seed),
         "seconds": seconds,
-        "machine": machine(),
-        "versions": versions(),
         "task": _about(lesson),
         "metric": lesson.task.metric,
         "rows": rows,

@@ -12,9 +12,9 @@ from rich.console import Console
 from limbeck.evaluation.baseline import compressed_bits_per_byte
 from limbeck.evaluation.quantities import duration, quantity
 from limbeck.evaluation.report import terminal_table, write_report
-from limbeck.experiments.machine import machine
+from limbeck.experiments.machine import provenance
 from limbeck.experiments.pretraining_config import PretrainingConfig
-from limbeck.experiments.rundir import stage, versions
+from limbeck.experiments.rundir import stage
 from limbeck.experiments.start import Start, adapted, begin, first_rows
 from limbeck.experiments.text_sources import Source, read_sources, rows_of, tokens_of
 from limbeck.experiments.training import trained
@@ -71,11 +71,8 @@ def run(config: PretrainingConfig, rundir: Path) -> int:
     }
     data = {
         "title": f"Limbeck: {rundir.name}, a foundation of {quantity(count(final.params))} parameters",
-        "command": (rundir / "command.txt").read_text(encoding="utf-8").splitlines()[-1],
-        "seed": config.seed,
+        **provenance(rundir, config.seed),
         "seconds": training["train_seconds"],
-        "machine": machine(),
-        "versions": versions(),
         "metric": main,
         "facts": facts,
         "rows": [row, *({"method": name, "metrics": {main: _value(bits)}} for name, bits in others.items())],

@@ -1,8 +1,12 @@
 """The one training of an experiment: fitted, tracked, saved as `model/`, what it cost."""
 
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.rundir import stage
@@ -14,8 +18,12 @@ from limbeck.model.pretrained import save_pretrained
 from limbeck.train.config import FitConfig
 from limbeck.train.data import Stream
 from limbeck.train.loop import Evaluation, fit
-from limbeck.train.loss import LossFn
+from limbeck.train.loss import Batch, LossFn
 from limbeck.train.methods import plain
+from limbeck.train.optim import make_optimizer
+from limbeck.train.step import init_state, make_step
+
+_TIMED = 3  # steps whose median is a step's time
 
 
 def trained(
@@ -29,9 +37,10 @@ def trained(
     flops_per_step: float,
     name: str,
 ) -> dict[str, Any]:
-    """Trains what `start` selects, once, as the settings say; saves the model, adapters folded in; curve, evaluations, train_seconds and skipped steps, as the report has them.
+    """Trains what `start` selects, once, as the settings say; saves the model, adapters folded in.
 
-    `name` is the stage's, in the run's folder, in its log and in the report.
+    Gives curve, evaluations, train_seconds and skipped steps, as the report has them. `name` is the
+    stage's, in the run's folder, in its log and in the report.
     """
 
     def compute() -> dict[str, Any]:
@@ -51,7 +60,8 @@ def trained(
                 flops_per_step=flops_per_step,
                 profile=rundir / "profile" if config.profile else None,
             )
-        save_pretrained(rundir / "model", start.config, plain(join(merge(fitted.trainable, fitted.frozen))), start.tokenizer)
+        final = join(merge(fitted.trainable, fitted.frozen))
+        save_pretrained(rundir / "model", start.config, plain(final), start.tokenizer)
         return {
             "curve": fitted.curve,
             "evaluations": fitted.evaluations,
@@ -60,3 +70,20 @@ def trained(
         }
 
     return stage(rundir, name, compute)
+
+
+def cost_of_step(
+    loss_fn: LossFn, settings: FitConfig, trainable: Params, frozen: Params, batch: Batch
+) -> dict[str, float]:
+    """`step_bytes`, all that a compiled step holds at its peak (XLA's own account), and `step_seconds`, a median."""
+    optimizer = make_optimizer(settings.optim, settings.steps)
+    state, key = init_state(optimizer, trainable), jax.random.key(0)
+    step = make_step(loss_fn, optimizer, accumulate=settings.accumulate).lower(state, frozen, batch, key).compile()
+    held = step.memory_analysis()
+    seconds = []
+    for _ in range(_TIMED + 1):
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(step(state, frozen, batch, key))
+        seconds.append(time.perf_counter() - began)
+    size = held.argument_size_in_bytes + held.output_size_in_bytes + held.temp_size_in_bytes - held.alias_size_in_bytes
+    return {"step_bytes": size, "step_seconds": statistics.median(seconds[1:])}

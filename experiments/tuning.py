@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -13,11 +13,11 @@ from rich.console import Console
 from limbeck.evaluation.baseline import baselines
 from limbeck.evaluation.measure import all_metrics, median_ms
 from limbeck.evaluation.report import terminal_table, write_report
-from limbeck.experiments.machine import machine
-from limbeck.experiments.rundir import cache_folder, stage, versions
+from limbeck.experiments.machine import provenance
+from limbeck.experiments.rundir import cache_folder, stage
 from limbeck.experiments.start import Start, adapted, begin, first_rows, with_head
 from limbeck.experiments.text_sources import by_content
-from limbeck.experiments.training import trained
+from limbeck.experiments.training import cost_of_step, trained
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.inference.classify import answer, score
 from limbeck.inference.engine import Engine
@@ -43,8 +43,40 @@ from limbeck.train.validation import mean_loss
 _TIMED = 40  # requests whose latency is measured, one at a time
 
 
+class Tuned(NamedTuple):
+    """What one tuning gave: its row of the report, and what else a report tells of it."""
+
+    task: Task
+    row: dict[str, Any]
+    training: dict[str, Any]
+    answers: list[str]
+    skipped: list[str]
+
+
 def run(config: TuningConfig, rundir: Path) -> int:
     """Loads, tunes, saves `model/`, answers the test split, compares, reports; exit status 0."""
+    done = tuned(config, rundir)
+    task, training = done.task, done.training
+    data = {
+        "title": f"Limbeck: {task.name}, tuned",
+        **provenance(rundir, config.seed),
+        "seconds": training["train_seconds"],
+        "task": {"name": task.name, "train": len(task.splits["train"]), "test": len(task.splits["test"])},
+        "metric": task.metric,
+        "rows": [{"method": "tuned", **done.row}, *stage(rundir, "baselines", lambda: baselines(task))],
+        "curves": {"tune": training["curve"]},
+        "evaluations": {"tune": training["evaluations"]},
+        "samples": _samples(task, done.answers, config.seed),
+        "skipped": done.skipped,
+    }
+    write_report(rundir, data)
+    Console().print(terminal_table(data))
+    print(f"the model is {rundir / 'model'}, the report {rundir / 'report.html'}")
+    return 0
+
+
+def tuned(config: TuningConfig, rundir: Path) -> Tuned:
+    """Loads, tunes, saves `model/` and what was added to it, answers the test split."""
     described = json.loads(config.description) if config.description else None
     task = _validated(load_task(config.task, description=described, on_bad_row=config.on_bad_row), config.held_out)
     head = config.head and task.kind != "generation"
@@ -52,11 +84,13 @@ def run(config: TuningConfig, rundir: Path) -> int:
     loss_fn = _loss(start.config, task, config, head)
     rows, validation = (_rows(config, task, split, start, rundir, head) for split in ("train", "validation"))
     stream = batches(rows, config.fit.batch_size, config.seed)
+    base = start.params
     start, fit = adapted(start, config, lambda n: (loss_fn, first_rows(stream, config.fit.batch_size, n)))
     task, too_long = _answerable(task, start, config.on_bad_row)
     trainable, frozen = apply_selection(start.selection, start.params)
     print(f"{task.name}, tuning {config.tuning}: {describe(trainable, frozen)}", file=sys.stderr)
-    print(table(trainable, frozen), file=sys.stderr)
+    if frozen:
+        print(table(trainable, frozen), file=sys.stderr)
     per_step = step_flops(
         start.config, trainable, frozen, config.fit.batch_size * config.fit.length, config.fit.length / 2
     )
@@ -68,35 +102,20 @@ def run(config: TuningConfig, rundir: Path) -> int:
         return list(predict(task, Engine(start.config, params, start.tokenizer), records).answers), None
 
     evaluate = _evaluation(task, loss_fn, validation, config.fit.batch_size, answers)
+    cost = stage(rundir, "cost", lambda: cost_of_step(loss_fn, fit, trainable, frozen, stream(0)))
     training = trained(config, fit, rundir, start, loss_fn, stream, evaluate, per_step, "tune")
     final = load_pretrained(rundir / "model")
     tested = stage(rundir, "test", lambda: _tested(task, final.params, answers, start, head))
     row = {
-        "method": "tuned",
         **tested["row"],
         "params_trainable": count(trainable),
         "train_seconds": training["train_seconds"],
         "flops_per_step": per_step,
+        "adapter_bytes": nbytes({k: v for k, v in start.params.items() if k in trainable or k not in base}),
+        **cost,
     }
-    data = {
-        "title": f"Limbeck: {task.name}, tuned",
-        "command": (rundir / "command.txt").read_text(encoding="utf-8").splitlines()[-1],
-        "seed": config.seed,
-        "seconds": training["train_seconds"],
-        "machine": machine(),
-        "versions": versions(),
-        "task": {"name": task.name, "train": len(task.splits["train"]), "test": len(task.splits["test"])},
-        "metric": task.metric,
-        "rows": [row, *stage(rundir, "baselines", lambda: baselines(task))],
-        "curves": {"tune": training["curve"]},
-        "evaluations": {"tune": training["evaluations"]},
-        "samples": _samples(task, tested["answers"], config.seed),
-        "skipped": [*task.skipped, *rows.skipped, *too_long, *training["skipped"]],
-    }
-    write_report(rundir, data)
-    Console().print(terminal_table(data))
-    print(f"the model is {rundir / 'model'}, the report {rundir / 'report.html'}")
-    return 0
+    skipped = [*task.skipped, *rows.skipped, *too_long, *training["skipped"]]
+    return Tuned(task, row, training, tested["answers"], skipped)
 
 
 def _validated(task: Task, share: float) -> Task:

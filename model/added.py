@@ -5,6 +5,7 @@ The leaves, of a module of [in, out]: `lora_a` [in, R], `lora_b` [R, out], `lora
 `ia3_out` [out]. A module has whichever of them are among the parameters.
 """
 
+import re
 from collections.abc import Mapping
 
 import jax
@@ -13,6 +14,13 @@ import jax.numpy as jnp
 from limbeck.model.quantize import kernel_of
 
 Leaves = Mapping[str, jax.Array]
+
+# The paths of all leaves that a tuning method may add to a model on disk: these, bottlenecks, biases, virtual tokens.
+ADDED = re.compile(
+    r"blocks/(\d+:\d+/)?((attn|mlp)/\w+/(lora_(a|b|scale|bias|magnitude)|vera_[db]|ia3_(in|out)|bias)"
+    r"|attn/prefix_[kv]|(attn|mlp)_adapter/(down|up)/(kernel|bias))"
+    r"|vera/[ap]|prompt/embedding|(prompt/encoder|prefix)/\d/(kernel|bias)|prefix/embedding"
+)
 
 
 def beside(flat_ND: jax.Array, y_NF: jax.Array, leaves: Leaves) -> jax.Array:

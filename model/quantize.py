@@ -100,23 +100,31 @@ def _product(x_ND, codes, scale):
 
 
 def _product_forward(x_ND, codes, scale):
+    own = _after(x_ND, codes, scale)
     if codes.dtype == jnp.int8:
         # Scaled after the product: every int8 is exact in bfloat16, its product with a scale is not.
-        sums_NF = jnp.dot(x_ND, codes.astype(x_ND.dtype), preferred_element_type=jnp.float32)
+        sums_NF = jnp.dot(x_ND, own.astype(x_ND.dtype), preferred_element_type=jnp.float32)
         return (sums_NF * scale).astype(x_ND.dtype), (codes, scale)
-    return x_ND @ _kernel(codes, scale, x_ND.dtype), (codes, scale)
+    return x_ND @ _kernel(own, scale, x_ND.dtype), (codes, scale)
 
 
 def _product_backward(kept, gradient_NF):
     codes, scale = kept
-    # Zero, which the compiler cannot know: else it finds that the forward pass made the same kernel, and keeps that of
-    # every layer until now. An optimization_barrier does not stop it on CPU.
-    zero = jnp.isnan(gradient_NF[0, 0]) & (scale.reshape(-1)[0] < 0)
-    codes = codes ^ zero.astype(codes.dtype)
+    own = _after(gradient_NF, codes, scale)
     if codes.dtype == jnp.int8:
         gradient_NF = (gradient_NF * scale).astype(gradient_NF.dtype)
-        return gradient_NF @ codes.astype(gradient_NF.dtype).T, None, None
-    return gradient_NF @ _kernel(codes, scale, gradient_NF.dtype).T, None, None
+        return gradient_NF @ own.astype(gradient_NF.dtype).T, None, None
+    return gradient_NF @ _kernel(own, scale, gradient_NF.dtype).T, None, None
+
+
+def _after(operand: jax.Array, codes: jax.Array, scale: jax.Array) -> jax.Array:
+    """The codes, as far as the compiler can see only known when the operand is.
+
+    Else it makes the kernels of all layers before the first product, or keeps those of the forward pass for the
+    backward pass. An `optimization_barrier` does not stop it on CPU.
+    """
+    never = jnp.isnan(operand[0, 0]) & (scale.reshape(-1)[0] < 0)
+    return codes ^ never.astype(codes.dtype)
 
 
 _product.defvjp(_product_forward, _product_backward)

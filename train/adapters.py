@@ -165,7 +165,7 @@ def fold_lora(params: Mapping[str, jax.Array]) -> Params:
         if bias is not None and folded_bias is not None:
             out[stem + "bias"] = folded_bias.astype(bias.dtype)
         elif folded_bias is not None:
-            raise UserError(f"{stem}lora_bias: there is no {stem}bias to fold it into; keep the adapter beside its model")
+            raise UserError(f"{stem}lora_bias: there is no {stem}bias to fold it into; keep the adapter as it is")
     return join(out)
 
 

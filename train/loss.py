@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from limbeck.model.chosen import filled_outside
 from limbeck.model.config import ModelConfig
 from limbeck.model.params import Params
 from limbeck.model.transformer import head_kernel, hidden
@@ -146,6 +147,7 @@ def token_loss(config: ModelConfig, *, smoothing: float = 0.0, z_loss: float = 0
     terms = Terms(None if config.labels else config.logit_softcap, smoothing, z_loss)
 
     def loss_fn(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        params = filled_outside(params)  # once, for a head that is the embedding too
         head_DV = head_kernel(params)
         hidden_ND, weights_N = _tokens(config, params, batch)
         targets_N = jnp.asarray(batch["targets_BT"]).reshape(-1)

@@ -135,8 +135,7 @@ def targeted(params: Mapping[str, jax.Array], targets: str, share: float) -> dic
         edges = [0, *(i for i in range(1, len(hits)) if (hits[i] is None) != (hits[i - 1] is None)), len(hits)]
         for low, high in zip(edges, edges[1:], strict=False):
             if hits[low] is not None:
-                some = parsed is not None and len(edges) > 2
-                name = f"blocks/{first + low}:{first + high}/{parsed[1]}" if some else path
+                name = f"blocks/{first + low}:{first + high}/{parsed[1]}" if parsed and len(edges) > 2 else path
                 entries = layout(name, leaf.shape, stacked=parsed is not None)[1]
                 found[name] = max(1, round(share * entries))
     return found

@@ -158,23 +158,23 @@ def _text_ids(ground: Ground) -> Sequence[int]:
     return ground.ids(ground.settings.text)
 
 
+def _virtual(ground: Ground) -> tuple[ModelConfig, Params, jax.Array]:
+    return ground.config, ground.params, jax.random.key(ground.seed)
+
+
 def _prompt(ground: Ground) -> Params:
     init, ids = ("text", _text_ids(ground)) if ground.settings.text else ("vocabulary", ())
-    return soft_prompts.add_prompt(
-        ground.config, ground.params, jax.random.key(ground.seed), length=ground.settings.length, init=init, text_ids=ids
-    )
+    return soft_prompts.add_prompt(*_virtual(ground), length=ground.settings.length, init=init, text_ids=ids)
 
 
 def _prefix(ground: Ground) -> Params:
     # A text's keys and values are a far better start than noise (Li & Liang, section 7.4); any text will do.
     ids = _text_ids(ground) if ground.settings.text else tuple(range(min(ground.config.vocab_size, 64)))
-    return soft_prompts.add_prefix(
-        ground.config, ground.params, jax.random.key(ground.seed), length=ground.settings.length, init="text", text_ids=ids
-    )
+    return soft_prompts.add_prefix(*_virtual(ground), length=ground.settings.length, init="text", text_ids=ids)
 
 
 def _p_tuning(ground: Ground) -> Params:
-    return soft_prompts.add_p_tuning(ground.config, ground.params, jax.random.key(ground.seed), length=ground.settings.length)
+    return soft_prompts.add_p_tuning(*_virtual(ground), length=ground.settings.length)
 
 
 def _bottleneck(ground: Ground, halves: tuple[str, ...]) -> Params:
@@ -246,10 +246,15 @@ METHODS: Mapping[str, Method] = {
         10,
     ),
     "pfeiffer": Method(
-        "small networks after the MLPs (arXiv 2005.00247)", (r".*_adapter/.*",), partial(_bottleneck, halves=("mlp",)), 10
+        "small networks after the MLPs (arXiv 2005.00247)",
+        (r".*_adapter/.*",),
+        partial(_bottleneck, halves=("mlp",)),
+        10,
     ),
     "prompt": Method("virtual tokens (arXiv 2104.08691)", soft_prompts.PROMPT_TRAINS, _prompt, 30),
-    "p_tuning": Method("virtual tokens behind a small network (arXiv 2103.10385)", soft_prompts.P_TUNING_TRAINS, _p_tuning),
+    "p_tuning": Method(
+        "virtual tokens behind a small network (arXiv 2103.10385)", soft_prompts.P_TUNING_TRAINS, _p_tuning
+    ),
     "prefix": Method("keys and values before every text (arXiv 2101.00190)", soft_prompts.PREFIX_TRAINS, _prefix, 10),
     "fisher": Method(
         "the entries of the largest Fisher information (arXiv 2111.09839)",

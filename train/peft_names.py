@@ -20,6 +20,7 @@ from limbeck.model.transformer import shapes
 
 Layers = dict[str, dict[int, dict[str, np.ndarray]]]  # module, layer, leaf; what is outside of the layers is in OUTSIDE
 OUTSIDE = -1
+_HEAD = "lm_head"  # in the memory of transformers 5, whatever it is in a family's files
 
 
 class Site(NamedTuple):
@@ -71,7 +72,7 @@ def sites(config: ModelConfig) -> dict[str, Site]:
     if not config.labels:  # also where it is tied: another head can be put in its place
         outside.setdefault("head", {"kernel": (config.width, config.vocab_size)})
     found: dict[str, Site] = {}
-    for group, suffix in family.modules.items():
+    for group, suffix in {**family.modules, "head": _HEAD}.items():
         modules, first = tuple(group.split("+")), group.partition("+")[0]
         for where, layers in ((inside, range(config.depth)), (outside, (OUTSIDE,))):
             if first not in where:
@@ -98,9 +99,10 @@ def sites(config: ModelConfig) -> dict[str, Site]:
     return found
 
 
-def with_bare_names(by_name: Mapping[str, Site], prefix: str) -> dict[str, Site]:
-    """The same by two names: also without the prefix that a model without a head has not."""
-    return {name.removeprefix(prefix): site for name, site in by_name.items()} | dict(by_name)
+def with_other_names(by_name: Mapping[str, Site], family: Family) -> dict[str, Site]:
+    """The same, also without the prefix that a model without a head has not, and the head as the family's files say."""
+    other = {name.removeprefix(family.prefix): site for name, site in by_name.items()} | dict(by_name)
+    return other | ({family.modules["head"]: by_name[_HEAD]} if _HEAD in by_name else {})
 
 
 def take_apart(site: Site, x: np.ndarray) -> list[np.ndarray]:

@@ -9,7 +9,7 @@ from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError, nearest
 from limbeck.model.pretrained.stored_tensor import StoredTensor, quoted
 from limbeck.train.peft_config import PROMPTS
-from limbeck.train.peft_names import Site, family_of, sites, with_bare_names
+from limbeck.train.peft_names import Site, family_of, sites, with_other_names
 
 BASE = ("base_layer.weight", "base_layer.bias", "weight", "bias")
 _SUFFIXES = {
@@ -36,7 +36,7 @@ class Found(NamedTuple):
 
 def find(config: ModelConfig, kind: str, stored: Mapping[str, StoredTensor], place: object) -> Found:
     """The tensors by module. Raises UserError for one that this model and kind of adapter have no place for."""
-    legal = with_bare_names(sites(config), family_of(config).prefix)
+    legal = with_other_names(sites(config), family_of(config))
     start = "base_model." if kind in PROMPTS else "base_model.model."
     found = Found({}, {})
     for name, tensor in stored.items():

@@ -65,8 +65,8 @@ def drawn_projections(
     drawn = []
     for shape in (a_shape, b_shape):
         bits = twister.randint(0, 2**32, size=shape, dtype=np.uint32) & (2**24 - 1)
-        bound = np.float32((6 / shape[1]) ** 0.5)
-        drawn.append(bits.astype(np.float32) * np.float32(2**-24) * (bound + bound) - bound)
+        bound = float(np.float32((6 / shape[1]) ** 0.5))
+        drawn.append((bits * 2.0**-24 * (2 * bound) - bound).astype(np.float32))  # rounded once
     return drawn[0], drawn[1]
 
 

@@ -54,7 +54,7 @@ def table(trainable: Params, frozen: Params) -> str:
     shapes = {path: " x ".join(map(str, leaf.shape)) or "1" for path, leaf in sorted(trainable.items())}
     path_width, shape_width = (max(map(len, column), default=0) for column in (shapes, shapes.values()))
     return "\n".join(
-        f"  {path:{path_width}}  {shape:>{shape_width}}  {trainable[path].size:>13,}  {trainable[path].size / total:8.3%}"
+        f"  {path:{path_width}}  {shape:>{shape_width}}  {(size := trainable[path].size):>13,}  {size / total:8.3%}"
         for path, shape in shapes.items()
     )
 

@@ -18,6 +18,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from limbeck.model.chosen import has_chosen
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError, one_of
 from limbeck.model.files import disk_errors, sha256_file, write_atomic
@@ -32,6 +33,7 @@ from limbeck.model.progress import progress
 from limbeck.model.quantize import is_quantized
 from limbeck.model.tokenizer import Tokenizer, load_tokenizer
 from limbeck.model.tokenizer.files import VOCABULARIES
+from limbeck.model.transformer import shapes
 
 _CONFIG, _MANIFEST = "config.json", "manifest.json"
 _LONG = 2**29  # bytes that take more than a moment to load
@@ -191,8 +193,11 @@ def _to_be_written(config: ModelConfig, params: Mapping[str, jax.Array]) -> tupl
     """(config.json, the tensors): in a family's names where one can say it, else in ours."""
     if codes := next(filter(is_quantized, sorted(params)), None):
         raise UserError(f"{codes!r} is quantised, and weights are written as floats: save `dequantized(params)`")
+    if has_chosen(params):
+        raise UserError("some entries stand apart from their leaves: save `unchosen(params)`, in which they are put in")
     config = dataclasses.replace(config, dtype=str(params["embed/embedding"].dtype))
-    described = write_own(config) if any("/lora_" in path for path in params) else write_config(config)
+    # What a tuning method added has no name in any family.
+    described = write_own(config) if params.keys() - shapes(config).keys() else write_config(config)
     family = described["model_type"] if described["model_type"] in FAMILIES else ""
     return described, tensors(dataclasses.replace(config, family=family), params)
 

@@ -7,14 +7,16 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from flax.errors import FlaxError
 
+from limbeck.model.added import ADDED
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError, nearest
 from limbeck.model.params import block_path
 from limbeck.model.pretrained.families import FAMILIES
 from limbeck.model.pretrained.stored_tensor import StoredTensor, aligned
 from limbeck.model.pretrained.weight_files import Unsaved
-from limbeck.model.transformer import shapes
+from limbeck.model.transformer import hidden, shapes
 
 Sharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
@@ -136,7 +138,7 @@ def _blocks(tensor: StoredTensor, rows: slice) -> Iterator[slice]:
 
 
 def _check_own(config: ModelConfig, stored: Mapping[str, StoredTensor], place: object) -> None:
-    """Our own names are the leaves'; low-rank leaves may come on top."""
+    """Our own names are the leaves'; what a tuning method adds may come on top."""
     expected = shapes(config)
     for name, leaf in expected.items():
         if name not in stored:
@@ -144,8 +146,16 @@ def _check_own(config: ModelConfig, stored: Mapping[str, StoredTensor], place: o
         if stored[name].shape != leaf.shape:
             raise UserError(f"{place}: {name} has shape {stored[name].shape}, the config says {leaf.shape}")
     for name in stored.keys() - expected.keys():
-        if "/lora_" not in name:
+        if not ADDED.fullmatch(name):
             raise UserError(f"{place}: surplus parameter {name}{nearest(name, expected)}")
+    if stored.keys() - expected.keys():
+        leaves = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in stored.items()}
+        token_B1 = jax.ShapeDtypeStruct((1, 1), np.int32)
+        try:
+            jax.eval_shape(lambda params, tokens_BT: hidden(config, params, tokens_BT), leaves, token_B1)
+        except (TypeError, ValueError, LookupError, AttributeError, FlaxError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{place}: the added parameters do not fit the model or each other: {reason}") from error
 
 
 def leaf_shape(source: Source, stored: tuple[int, ...]) -> tuple[int, ...]:

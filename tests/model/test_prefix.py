@@ -179,7 +179,7 @@ def test_decoding_runs_the_prompt_once_and_not_for_every_token(monkeypatch):
 
 
 def test_a_prompt_stands_behind_a_prefix_that_is_there():
-    config, params = build()
+    config, params = build("window")
     whole = params["prompt/embedding"]
     first = with_prefix(config, {**params, "prompt/embedding": whole[:2]})
     both = {**first, "prompt/embedding": whole[2:]}
@@ -197,6 +197,21 @@ def test_a_cut_stack_has_the_same_prefix():
     rest = {path: leaf for path, leaf in cut(params, [1]).items() if "prompt" not in path}
     for model in (cut(params, [1]), cut(ready, [1]), with_prefix(config, cut(params, [1])), {**rest, **beside}):
         np.testing.assert_allclose(apply(config, model, jnp.asarray([B])).logits_BTV[0], right, atol=1e-5)
+
+
+def test_virtual_tokens_count_where_the_turn_depends_on_how_long_a_text_is():
+    def rope(original: int) -> Rope:
+        return Rope(scaling="longrope", original_max_len=original, short_factor=(1.0,) * 4, long_factor=(3.0,) * 4)
+
+    config, params = build(rope=rope(10))  # B alone is shorter, behind its virtual tokens longer
+    ready, tokens_BT = with_prefix(config, params), jnp.asarray([B])
+    right = apply(dataclasses.replace(config, rope=rope(1)), ready, tokens_BT).logits_BTV
+    np.testing.assert_array_equal(apply(config, ready, tokens_BT).logits_BTV, right)
+    cached = apply(config, ready, tokens_BT, cache=empty_cache(config, 1, len(B))).logits_BTV
+    np.testing.assert_allclose(cached, right, atol=1e-5)
+    short = dataclasses.replace(config, rope=rope(12))
+    (b,) = expected(short, params, B, length=7)
+    np.testing.assert_allclose(apply(short, params, tokens_BT).logits_BTV[0], b, atol=1e-5)
 
 
 def test_the_window_ends_in_the_prefix_where_it_says():

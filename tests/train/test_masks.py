@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import zipfile
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from safetensors.numpy import save_file
 from limbeck.model.chosen import choose, unchosen
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
-from limbeck.model.params import count, cut, join, merge
+from limbeck.model.params import Params, count, cut, join, merge
 from limbeck.model.transformer import init
 from limbeck.train import masks
 from limbeck.train.config import FitConfig, OptimConfig
@@ -62,17 +63,18 @@ def picked(leaf, index):
     return jnp.take_along_axis(leaf.reshape(*index.shape[:-1], -1), index, -1)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("scan", [True, False])
-def test_five_steps_equal_those_under_a_dense_mask_bitwise(scan, dtype):
+@pytest.mark.parametrize(
+    "way", [{}, {"scan": False}, {"remat": "full", "dtype": "bfloat16"}], ids=["scan", "loop", "bfloat16"]
+)
+def test_five_steps_equal_those_under_a_dense_mask_bitwise(way):
     """The dense way: whole gradients; moments, decay and update of all entries; a mask of 0 and 1 on the update, last.
 
     What is clipped is the gradient of the chosen entries, so that the norm is theirs in both. The updates are worked
     out one operation after the other: compiled, a product and a sum become one operation where no mask is between
-    them, which rounds once less.
+    them, which rounds once less. (bfloat16 with everything computed again: what is kept decides what is rounded.)
     """
-    config = dataclasses.replace(CONFIG, scan=scan, dtype=dtype)
-    loss_fn, optim = token_loss(config), OptimConfig(learning_rate=1e-2, weight_decay=0.1, clip=0.5)
+    config = dataclasses.replace(CONFIG, **way)
+    loss_fn, optim = token_loss(config), OptimConfig(learning_rate=1e-2, weight_decay=0.1, clip=0.1)
     indices = random_entries(BASE, targets=TARGETS, share=0.05)
     own, rest = {path: BASE[path] for path in indices}, {path: BASE[path] for path in BASE if path not in indices}
     trainable, frozen = apply_selection(chosen_only(), choose(BASE, indices))
@@ -85,13 +87,14 @@ def test_five_steps_equal_those_under_a_dense_mask_bitwise(scan, dtype):
     moving, opt, dense_opt = trainable, optimizer.init(trainable), rule.init(own)
     for number in range(5):
         updates, opt = optimizer.update(of_chosen(moving, batch_at(number)), opt, moving)
-        moving = optax.apply_updates(moving, updates)
+        moving = cast(Params, optax.apply_updates(moving, updates))
 
         gradient = of_all(own, batch_at(number))
-        norm = optax.global_norm({path: picked(leaf, indices[path]) for path, leaf in gradient.items()})
-        assert norm > optim.clip
-        gradient = {path: leaf / norm * optim.clip for path, leaf in gradient.items()}
-        updates, dense_opt = rule.update(gradient, dense_opt, own)
+        norm = optax.tree.norm({path: picked(leaf, indices[path]) for path, leaf in gradient.items()})
+        assert norm > 0.1
+        gradient = {path: leaf / norm * 0.1 for path, leaf in gradient.items()}
+        whole, dense_opt = rule.update(gradient, dense_opt, own)
+        updates = cast(Params, whole)
         own = {path: own[path] + updates[path] * dense(indices[path], own[path].shape) for path in own}
     tuned = unchosen(merge(moving, frozen))
     for path in BASE:
@@ -99,13 +102,13 @@ def test_five_steps_equal_those_under_a_dense_mask_bitwise(scan, dtype):
     assert all((tuned[path] != BASE[path]).sum() == indices[path].size for path in indices)
 
     state, step = init_state(optimizer, trainable), make_step(loss_fn, optimizer)
-    for number in range(5 if dtype == "float32" else 0):
+    for number in range(5):
         state, _ = step(state, frozen, batch_at(number), KEY)
     for path, leaf in state.trainable.items():
-        np.testing.assert_allclose(leaf, moving[path] if state.step else leaf, atol=1e-6, err_msg=path)
+        np.testing.assert_allclose(leaf, moving[path], atol=2e-2 if "dtype" in way else 1e-6, err_msg=path)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion", "muon", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
 def test_no_other_entry_moves(optimizer):
     """With decay, clipping, portions of a batch and the moving average on; the base comes back bit for bit."""
     params = choose(BASE, random_entries(BASE, targets=TARGETS, share=0.05))
@@ -135,7 +138,8 @@ def test_chosen_entries_decay_as_their_leaves_do():
     params = choose(BASE, random_entries(BASE, targets=f"{Q}|{NORM}", share=0.1))
     trainable, _ = apply_selection(chosen_only(), params)
     optimizer = make_optimizer(OptimConfig(learning_rate=1.0, weight_decay=0.5, warmup=0.0), 10)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, trainable), optimizer.init(trainable), trainable)
+    zeros = jax.tree.map(jnp.zeros_like, trainable)
+    updates = cast(Params, optimizer.update(zeros, optimizer.init(trainable), trainable)[0])
     np.testing.assert_allclose(updates[f"{Q}_chosen"], -0.5 * trainable[f"{Q}_chosen"], rtol=1e-6)
     assert not updates[f"{NORM}_chosen"].any()
 
@@ -192,7 +196,7 @@ def test_scores_of_the_gradient_over_all_rows(score):
         wanted = {"absolute": abs(gradient), "snip": abs(weights * gradient), "movement": -weights * gradient}[score]
         np.testing.assert_array_equal(index, best(flat(wanted, index), index.shape[-1]), err_msg=path)
     with pytest.raises(UserError, match="unknown score 'snap'.*did you mean 'snip'"):
-        gradient_entries(token_loss(CONFIG), BASE, [batch_at(0)], targets=Q, share=0.1, score="snap")  # type: ignore
+        gradient_entries(token_loss(CONFIG), BASE, [batch_at(0)], targets=Q, share=0.1, score="snap")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("smallest", [False, True])
@@ -293,7 +297,7 @@ def test_masks_out_of_a_file(tmp_path, kind):
 
 def test_compressed_and_in_fortran_order(tmp_path):
     mask = dense(random_entries(BASE, targets=EMBED, share=0.1)[EMBED], BASE[EMBED].shape)
-    np.savez_compressed(tmp_path / "a.npz", **{EMBED: np.asfortranarray(mask)})
+    np.savez_compressed(tmp_path / "a.npz", **{EMBED: np.asfortranarray(mask)})  # pyright: ignore[reportArgumentType]
     np.testing.assert_array_equal(entries_of_file(BASE, tmp_path / "a.npz")[EMBED], np.flatnonzero(mask))
 
 
