@@ -25,12 +25,13 @@ from limbeck.train.select import Selection
 
 
 class Start(NamedTuple):
-    """A model, its tokenizer, and what of it is to train."""
+    """A model, its tokenizer, and what of it is to train; `base` is what it was before anything was added."""
 
     config: ModelConfig
     params: Params
     tokenizer: Tokenizer
     selection: Selection
+    base: Params
 
 
 def begin(
@@ -46,13 +47,14 @@ def begin(
         if loaded.tokenizer is None:
             raise UserError(f"{model} has no tokenizer: put its tokenizer.json into the folder")
         config = dataclasses.replace(loaded.config, scan=loaded.config.depth > UNROLLED)
-        return Start(config, loaded.params, loaded.tokenizer, Selection())
+        return Start(config, loaded.params, loaded.tokenizer, Selection(), loaded.params)
     path = Path(tokenizer) if tokenizer else rundir / "tokenizer.json"
     if not tokenizer and not path.exists():
         train_bpe(texts, vocab_size).save(path)
     own = load_tokenizer(path)
     config = sized(model, own.vocab_size, max_len)
-    return Start(config, init(config, jax.random.key(seed)), own, Selection())
+    params = init(config, jax.random.key(seed))
+    return Start(config, params, own, Selection(), params)
 
 
 def with_head(start: Start, labels: Sequence[str], seed: int) -> Start:
@@ -60,7 +62,7 @@ def with_head(start: Start, labels: Sequence[str], seed: int) -> Start:
     if not labels:
         return start
     config, params = add_head(start.config, start.params, labels, jax.random.split(jax.random.key(seed))[1])
-    return start._replace(config=config, params=params)
+    return start._replace(config=config, params=params, base=params)
 
 
 def adapted(

@@ -1,6 +1,7 @@
 """The one training of an experiment: fitted, tracked, saved as `model/`, what it cost."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,15 @@ from limbeck.experiments.rundir import stage
 from limbeck.experiments.start import Start
 from limbeck.experiments.tracking import tracking
 from limbeck.experiments.tuning_config import TuningConfig
+from limbeck.model.errors import UserError
 from limbeck.model.params import Params, join, merge
 from limbeck.model.pretrained import save_pretrained
+from limbeck.train.adapter_files import save_adapter
 from limbeck.train.config import FitConfig
 from limbeck.train.data import Stream
 from limbeck.train.loop import Evaluation, fit
 from limbeck.train.loss import Batch, LossFn
-from limbeck.train.methods import plain
+from limbeck.train.methods import own_leaves, plain
 from limbeck.train.optim import make_optimizer
 from limbeck.train.step import init_state, make_step
 
@@ -62,6 +65,8 @@ def trained(
             )
         final = join(merge(fitted.trainable, fitted.frozen))
         save_pretrained(rundir / "model", start.config, plain(final), start.tokenizer)
+        if fitted.frozen:
+            _save_adapter(config.model, start, {**start.base, **own_leaves(final, fitted.trainable)}, rundir)
         return {
             "curve": fitted.curve,
             "evaluations": fitted.evaluations,
@@ -70,6 +75,14 @@ def trained(
         }
 
     return stage(rundir, name, compute)
+
+
+def _save_adapter(base_name: str, start: Start, params: Params, rundir: Path) -> None:
+    """Writes what was tuned in PEFT's format, where that can say it."""
+    try:
+        save_adapter(rundir / "adapter", start.config, start.base, params, base_name=base_name)
+    except UserError as reason:
+        print(f"no adapter folder beside the model: {reason}", file=sys.stderr)
 
 
 def cost_of_step(

@@ -84,7 +84,6 @@ def tuned(config: TuningConfig, rundir: Path) -> Tuned:
     loss_fn = _loss(start.config, task, config, head)
     rows, validation = (_rows(config, task, split, start, rundir, head) for split in ("train", "validation"))
     stream = batches(rows, config.fit.batch_size, config.seed)
-    base = start.params
     start, fit = adapted(start, config, lambda n: (loss_fn, first_rows(stream, config.fit.batch_size, n)))
     task, too_long = _answerable(task, start, config.on_bad_row)
     trainable, frozen = apply_selection(start.selection, start.params)
@@ -111,7 +110,7 @@ def tuned(config: TuningConfig, rundir: Path) -> Tuned:
         "params_trainable": count(trainable),
         "train_seconds": training["train_seconds"],
         "flops_per_step": per_step,
-        "adapter_bytes": nbytes({k: v for k, v in start.params.items() if k in trainable or k not in base}),
+        "adapter_bytes": nbytes({k: v for k, v in start.params.items() if k in trainable or k not in start.base}),
         **cost,
     }
     skipped = [*task.skipped, *rows.skipped, *too_long, *training["skipped"]]

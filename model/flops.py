@@ -8,6 +8,7 @@ tokens, once a batch.
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+from limbeck.model.chosen import CHOSEN
 from limbeck.model.config import ModelConfig
 from limbeck.model.params import block_path, weights
 from limbeck.model.prefix import VIRTUAL, prefix_length
@@ -27,9 +28,23 @@ def _products(config: ModelConfig, params: Mapping[str, Shaped]) -> dict[str, fl
         multiplies = path.endswith(("/kernel", "/kernel_int8", "/kernel_nf4", "/lora_a", "/lora_b"))
         if multiplies and not path.startswith(VIRTUAL):
             flops[path] = 2.0 * weights(path, leaf.shape)
-    if "head/kernel" not in params:
+        elif path.endswith("/vera_d"):  # the shared matrices are used anew in every module
+            layers, rank = leaf.shape
+            fan_in, features = _sizes(params, path.removesuffix("vera_d"))
+            flops[path] = 2.0 * layers * rank * (fan_in + features)
+    if not params.keys() & {"head/kernel", "score/kernel"}:
         flops["embed/embedding"] = 2.0 * config.vocab_size * config.width
     return flops
+
+
+def _sizes(params: Mapping[str, Shaped], stem: str) -> tuple[int, int]:
+    """(in, out) of the dense module that `stem` is the beginning of, however the stack is cut and the kernel kept."""
+    inner = (block_path(stem) or (None, ""))[1]
+    kernels = {(block_path(path) or (None, ""))[1]: leaf.shape for path, leaf in params.items()}
+    for name in (f"{inner}kernel", f"{inner}kernel_int8", f"{inner}kernel_nf4"):
+        if name in kernels:
+            return kernels[name][1] * (2 if name.endswith("nf4") else 1), kernels[name][2]
+    raise KeyError(stem)
 
 
 def _attention(config: ModelConfig, context: float) -> float:
@@ -57,10 +72,12 @@ def step_flops(
     params = {**frozen, **trainable}
     products = _products(config, params)
     first = _first_layer(config, trainable)
+    # The gradient of chosen entries is picked out of that of their whole leaf.
+    moving = {path.removesuffix(CHOSEN) for path in trainable if not path.endswith("/vera_d")}
     backward = 0.0
     for path, flops in products.items():
         parsed = block_path(path)
-        if path in trainable:
+        if path in moving:
             backward += flops
         if parsed is None:
             backward += flops  # the head's way back

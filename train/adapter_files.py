@@ -72,7 +72,8 @@ def load_adapter(path: str | os.PathLike[str], config: ModelConfig, params: Mapp
     folder = Path(path)
     if any(kind_of_leaf(name) for name in params):
         raise UserError(f"{folder}: the model has an adapter already: load this one onto the base model")
-    described, manifest = _read_json(folder, _CONFIG), _manifest(folder)
+    manifest = _manifest(folder)
+    described = _read_json(folder, _CONFIG)
     if not os.path.lexists(folder / _WEIGHTS):
         if os.path.lexists(folder / _PICKLE):
             raise UserError(f"{folder / _PICKLE} {PICKLE}")

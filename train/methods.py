@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from limbeck.model.added import ADDED
 from limbeck.model.chosen import choose, unchosen
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError, nearest
-from limbeck.model.params import Params, merge
+from limbeck.model.params import Params, block_path, merge
 from limbeck.model.quantize import dequantized, quantize
 from limbeck.train import masks, soft_prompts
 from limbeck.train.adapters import add_biases, add_bottleneck, add_ia3, add_lora, add_vera, fold_lora
@@ -90,6 +91,16 @@ def plain(params: Params) -> Params:
     Bottlenecks and virtual tokens go into no kernel; they stay beside.
     """
     return fold_lora(unchosen(soft_prompts.fold(dequantized(params))))
+
+
+def own_leaves(params: Params, trained: Params) -> Params:
+    """Of a whole model, what tuning made: the leaves that trained and those that were added, without the base."""
+    names = {(block_path(path) or (None, path))[1] for path in trained}
+    return {
+        path: leaf
+        for path, leaf in params.items()
+        if (block_path(path) or (None, path))[1] in names or (ADDED.fullmatch(path) and not path.endswith("/bias"))
+    }
 
 
 def _based(params: Params, selection: Selection, base: str) -> Params:

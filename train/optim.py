@@ -84,7 +84,10 @@ def _paced(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransformation
     def factor(path: str) -> float:
         return next((factor for pattern, factor in rates if re.fullmatch(pattern, path)), 1.0)
 
-    return optax.stateless(lambda updates, _: {path: factor(path) * u for path, u in updates.items()})
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+        return {path: factor(path) * u for path, u in updates.items()}, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 class Average(NamedTuple):

@@ -35,6 +35,7 @@ _UNSUPPORTED = (
 )
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations
 _MOST = 2**20  # ranks and virtual tokens
+_LARGEST_ALPHA = 1e30  # still a number in float32, and no NaN
 
 
 def check_config(json: Json, place: object) -> str:
@@ -91,7 +92,7 @@ def rank_and_scale(json: Json, name: str, place: object) -> tuple[int, float]:
     """
     rank = _rank(_of_pattern(json, "rank_pattern", name, json.get("r", 8), place), "r", place)
     alpha = _of_pattern(json, "alpha_pattern", name, json.get("lora_alpha", 8), place)
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) < _LARGEST_ALPHA:
         raise UserError(f"{place}: lora_alpha={alpha!r}: a number is wanted")
     return rank, alpha / (math.sqrt(rank) if flag(json, "use_rslora", False, place) else rank)
 

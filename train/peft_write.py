@@ -130,7 +130,7 @@ def _lora(
             tensors[f"{site.name}.lora_B.bias"] = put_together(site, filled)
         if dora:
             filled = [
-                leaves["lora_magnitude"] if leaves else _norms(after.needed(module, site.layer, "kernel"))
+                leaves["lora_magnitude"] if leaves else _norms(before.needed(module, site.layer, "kernel"))
                 for module, leaves in zip(site.modules, own, strict=True)
             ]
             tensors[f"{site.name}.lora_magnitude_vector"] = put_together(site, filled)

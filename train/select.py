@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from limbeck.model.params import Params, count, split
+from limbeck.model.chosen import CHOSEN, INDEX
+from limbeck.model.params import Params, count, merge, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,19 +45,25 @@ def apply_selection(selection: Selection, params: Params) -> tuple[Params, Param
 
 def describe(trainable: Params, frozen: Params) -> str:
     """One line: how many parameters train, of how many, and in which leaves."""
-    moving, total = count(trainable), count(trainable) + count(frozen)
+    moving, total = count(trainable), _total(trainable, frozen)
     return f"{moving:,} of {total:,} parameters train ({moving / total:.2%}), in {len(trainable)} leaves"
 
 
 def table(trainable: Params, frozen: Params) -> str:
     """What trains, a line for each leaf: its path, its shape, how many parameters, and their share of the model."""
-    total = count(trainable) + count(frozen)
+    total = _total(trainable, frozen)
     shapes = {path: " x ".join(map(str, leaf.shape)) or "1" for path, leaf in sorted(trainable.items())}
     path_width, shape_width = (max(map(len, column), default=0) for column in (shapes, shapes.values()))
     return "\n".join(
         f"  {path:{path_width}}  {shape:>{shape_width}}  {(size := trainable[path].size):>13,}  {size / total:8.3%}"
         for path, shape in shapes.items()
     )
+
+
+def _total(trainable: Params, frozen: Params) -> int:
+    """The model's parameters: an entry that stands apart from its leaf counts once, its place not at all."""
+    model = {path: leaf for path, leaf in merge(trainable, frozen).items() if not path.endswith((CHOSEN, INDEX))}
+    return count(model)
 
 
 def moved(before: Mapping[str, jax.Array], after: Mapping[str, jax.Array]) -> dict[str, bool]:

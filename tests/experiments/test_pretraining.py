@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from limbeck.evaluation.report import load_report
@@ -11,6 +12,8 @@ from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.text_sources import hold_out
 from limbeck.model.errors import UserError
 from limbeck.model.pretrained import load_pretrained
+from limbeck.train.adapter_files import load_adapter
+from limbeck.train.adapters import fold_lora
 from limbeck.train.config import FitConfig
 
 WORDS = "the small lemon tree bears a sour fruit and a pear tree a sweet one\n"
@@ -99,10 +102,16 @@ def test_a_foundation_goes_on_with_chats_and_adapters(texts, tmp_path, capsys):
     lines = [json.dumps({"messages": chat}) for chat in chats]
     (tmp_path / "chats.jsonl").write_text("\n".join(lines) + "\n")
     fit = ["--fit.steps", "4", "--fit.batch-size", "4", "--fit.length", "64", "--fit.evaluate-every", "2"]
-    paths = ["--workdir", str(tmp_path / "run"), "--model", str(base), "--root", str(tmp_path), "--lora-rank", "2"]
+    paths = ["--workdir", str(tmp_path / "run"), "--model", str(base), "--root", str(tmp_path)]
+    paths += ["--method.rank", "2"]
     assert main(["run", "chat", *paths, *fit]) == 0
     report = load_report(tmp_path / "run")
     assert report["metric"] == "perplexity" and [row["method"] for row in report["rows"]] == ["pretrained"]
     assert ["chats.jsonl, row 41" in line for line in report["skipped"]] == [True]
     assert report["rows"][0]["params_trainable"] < 0.1 * report["rows"][0]["params_total"]
-    assert any(path.endswith("lora_b") for path in load_pretrained(tmp_path / "run" / "model").params)
+    tuned, before = (load_pretrained(folder).params for folder in (tmp_path / "run" / "model", base))
+    assert tuned.keys() == before.keys()  # the adapters are folded in, and stand beside for themselves
+    adapter = load_adapter(tmp_path / "run" / "adapter", load_pretrained(base).config, before)
+    assert len([path for path in adapter if path.endswith("lora_b")]) == 7  # beside every dense kernel
+    for path, leaf in fold_lora(adapter).items():
+        np.testing.assert_allclose(leaf, tuned[path], atol=1e-6)

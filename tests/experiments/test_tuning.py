@@ -60,7 +60,8 @@ def test_adapters_train_with_the_head_alone(tmp_path, capsys):
     data = tmp_path / "data.jsonl"
     lines = [json.dumps(ANSWERS["classification"](record(number))) for number in range(60)]
     data.write_text("\n".join(lines), encoding="utf-8")
-    words = ["--task", str(data), "--model", "tiny", "--vocab-size", "300", "--max-len", "64", "--lora-rank", "2"]
+    words = ["--task", str(data), "--model", "tiny", "--vocab-size", "300", "--max-len", "64"]
+    words += ["--tuning", "lora", "--method.rank", "2"]
     words += ["--fit.steps", "2", "--fit.batch-size", "4", "--fit.length", "64"]
     assert main(["run", "sst2", "--workdir", str(tmp_path / "run"), *words]) == 0
     assert "in 15 leaves" in capsys.readouterr().err  # seven kernels with two each, and the head
@@ -73,7 +74,7 @@ def test_a_few_records_have_a_validation_record_and_a_new_head_always_trains(tmp
     for split in ("train", "test"):
         (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     words = ["--task", str(tmp_path / "data"), "--model", "tiny", "--vocab-size", "300", "--max-len", "64"]
-    words += ["--fit.steps", "2", "--fit.batch-size", "2", "--fit.length", "32", "--trains", "blocks/3/.*"]
+    words += ["--fit.steps", "2", "--fit.batch-size", "2", "--fit.length", "32", "--tuning", "blocks/3/.*"]
     words += ["--description", '{"options": ["sour", "sweet"]}']
     assert main(["run", "sst2", "--workdir", str(tmp_path / "run"), *words]) == 0
     assert "in 10 leaves" in capsys.readouterr().err  # seven kernels, two norms, and the head

@@ -49,9 +49,10 @@ def batch(seed: int, rows: int = 4):
 
 
 def ground(settings: MethodConfig = SETTINGS, params=BASE, config=CONFIG) -> Ground:
-    return Ground(
-        config, params, settings, 1, lambda n: (token_loss(config), [batch(9, n)]), lambda text: [*map(int, text.split())]
-    )
+    def examples(rows: int):
+        return token_loss(config), [batch(9, rows)]
+
+    return Ground(config, params, settings, 1, examples, lambda text: [*map(int, text.split())])
 
 
 def made(name: str, settings: MethodConfig = SETTINGS):
@@ -154,7 +155,8 @@ def test_a_head_trains_beside_the_method():
 
 def test_rates_are_the_methods_own():
     assert prepare("lora", ground(), OPTIM).optim.learning_rate == pytest.approx(10 * OPTIM.learning_rate)
-    prepared = prepare("lora_plus", ground(), dataclasses.replace(OPTIM, name="sgd", b1=0.0, weight_decay=0.0, clip=None))
+    plainest = dataclasses.replace(OPTIM, name="sgd", b1=0.0, weight_decay=0.0, clip=None)
+    prepared = prepare("lora_plus", ground(), plainest)
     trainable, _ = apply_selection(prepared.selection, prepared.params)
     optimizer = make_optimizer(prepared.optim, 4)
     ones = {path: jnp.ones_like(leaf) for path, leaf in trainable.items()}

@@ -158,6 +158,38 @@ def test_a_head_for_labels_goes_with_the_adapter(tmp_path: Path) -> None:
         load_adapter(tmp_path, model.config, model.params)
 
 
+def test_what_a_fused_module_has_no_adapter_for_keeps_its_norms(tmp_path: Path) -> None:
+    model = load_pretrained(BASES / "gpt2")
+    save_adapter(tmp_path, model.config, model.params, add_lora(model.params, jax.random.key(0), rank=2, magnitude=True))
+    magnitudes = load_file(tmp_path / "adapter_model.safetensors")
+    kernel_IO = np.asarray(model.params["blocks/attn/k/kernel"][1])
+    got = magnitudes["base_model.model.transformer.h.1.attn.c_attn.lora_magnitude_vector"][24:48]
+    np.testing.assert_allclose(got, np.sqrt((kernel_IO**2).sum(0)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("base", ["llama3", "gpt2"])
+def test_an_adapter_that_began_as_the_kernel_s_principal_part_comes_back_beside_the_kernel_itself(
+    base: str, tmp_path: Path
+) -> None:
+    model = load_pretrained(BASES / base)
+    params = add_lora(model.params, jax.random.key(0), rank=3, alpha=5, start="pissa")
+    params = moved(params, {path for path in params if path.endswith(("lora_a", "lora_b"))})
+    save_adapter(tmp_path, model.config, model.params, params)
+    again = load_adapter(tmp_path, model.config, model.params)
+    assert again["blocks/attn/q/lora_a"].shape[-1] == 6
+    assert again["blocks/attn/q/kernel"] is model.params["blocks/attn/q/kernel"]
+    assert np.abs(outputs(model, again, TOKENS_BT) - outputs(model, params, TOKENS_BT)).max() < 2e-5
+
+
+def test_an_adapter_over_a_quantised_base_is_written_without_it(tmp_path: Path) -> None:
+    model = load_pretrained(BASES / "llama3")
+    base = quantize(model.params, "int8")
+    params = moved(add_lora(base, jax.random.key(0), rank=2), {"blocks/attn/v/lora_b"})
+    save_adapter(tmp_path, model.config, base, params)
+    assert same(params, load_adapter(tmp_path, model.config, base))
+    assert all(".lora_" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
+
+
 def test_a_base_that_is_cut_and_one_that_is_whole_take_the_same_adapter(tmp_path: Path) -> None:
     model = load_pretrained(BASES / "llama3")
     params = add_lora(model.params, jax.random.key(0), rank=3)
