@@ -1,8 +1,9 @@
 """One contender of a benchmark: a whole training step in Limbeck, PyTorch or Tunix, or a bare product of matrices.
 
-Started by `step.py` as a process of its own, with the interpreter that has the library; not meant to be run by hand.
-All do the same: AdamW on every parameter, gradients clipped to a global norm of 1, one batch of random tokens, the
-mean loss over all next tokens, weights from one folder. A `Step` enqueues and gives its loss; a `Finish` waits.
+Started by `step.py` and `tuning.py` as a process of its own, with the interpreter that has the library; not meant to
+be run by hand. All do the same: AdamW on every parameter (or on what a way of tuning trains), gradients clipped to a
+global norm of 1, one batch of random tokens, the mean loss over all next tokens, weights from one folder. A `Step`
+enqueues and gives its loss; a `Finish` waits.
 """
 
 import os
@@ -23,7 +24,7 @@ class Ready(NamedTuple):
     step: Callable[[], Any]
     finish: Callable[[Any], float]  # waits for a step's loss and gives it
     device_peak: Callable[[], float | None]  # MiB on an accelerator, None on CPU
-    parameters: int
+    parameters: int  # that train
     versions: dict[str, str]
 
 
@@ -41,30 +42,40 @@ def _jax_peak() -> float | None:
 
 
 def limbeck(request: Json, **changes: Any) -> Ready:
-    """Limbeck's own step on what `load_pretrained` gives."""
+    """Limbeck's own step on what `load_pretrained` gives; `tuning` names the way (full), `method` its settings."""
     import dataclasses
 
     import jax
     from limbeck_step import Trainer, next_token_batch
 
     from limbeck.model.pretrained import load_pretrained
-    from limbeck.train.config import OptimConfig
+    from limbeck.train.config import MethodConfig, OptimConfig
+    from limbeck.train.loss import token_loss
+    from limbeck.train.methods import Ground, prepare
+    from limbeck.train.select import apply_selection
 
     config, params = load_pretrained(request["folder"], dtype=request["dtype"])[:2]
+    config = dataclasses.replace(config, **changes)
     optim = OptimConfig(
         learning_rate=RATE, schedule="constant", warmup=0.0, weight_decay=DECAY, decays=(".*",), clip=CLIP,
         b1=B1, b2=B2, eps=EPS,
     )  # fmt: skip
-    trainer = Trainer(dataclasses.replace(config, **changes), params, optim=optim)
     batch = next_token_batch(tokens_BT(request))
-    count = sum(leaf.size for leaf in params.values())
+    ground = Ground(
+        config, params, MethodConfig(**request.get("method", {})), examples=lambda rows: (token_loss(config), [batch])
+    )
+    prepared = prepare(request.get("tuning", "full"), ground, optim)
+    trainable, frozen = apply_selection(prepared.selection, prepared.params)
+    trainer = Trainer(config, trainable, optim=prepared.optim, frozen=frozen)
+    count = sum(leaf.size for leaf in trainable.values())
     return Ready(lambda: trainer.step(batch), trainer.finish, _jax_peak, count, {"jax": jax.__version__})
 
 
 def torch(request: Json, compiled: bool = False) -> Ready:
     """transformers' Llama with PyTorch's own attention and its fused AdamW; compiled with the defaults, or eager.
 
-    In bfloat16 as transformers' Trainer does it: float32 parameters, products in bfloat16.
+    In bfloat16 as transformers' Trainer does it: float32 parameters, products in bfloat16. A `tuning` other than full
+    is peft's, its layers' outputs computed again in the backward pass if `remat` says so.
     """
     import torch
     import transformers
@@ -75,9 +86,18 @@ def torch(request: Json, compiled: bool = False) -> Ready:
     model = transformers.LlamaForCausalLM.from_pretrained(
         request["folder"], dtype=torch.float32, attn_implementation="sdpa"
     )
-    model.to(device).train()  # pyright: ignore[reportArgumentType]
     model.config.use_cache = False
-    optimizer = torch.optim.AdamW(model.parameters(), RATE, (B1, B2), EPS, DECAY, fused=True)
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if request.get("remat", "none") != "none":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if request.get("tuning", "full") != "full":
+        model, rate = _tuned_by_peft(model, request), RATE * request["rate"]
+        versions["peft"] = importlib.metadata.version("peft")
+    else:
+        rate = RATE
+    model.to(device).train()  # pyright: ignore[reportArgumentType]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, rate, (B1, B2), EPS, DECAY, fused=True)
     tokens = torch.from_numpy(tokens_BT(request)).long().to(device)
     forward = torch.compile(model) if compiled else model
 
@@ -86,15 +106,14 @@ def torch(request: Json, compiled: bool = False) -> Ready:
         with torch.autocast(device.type, torch.bfloat16, enabled=request["dtype"] == "bfloat16"):
             loss = forward(input_ids=tokens, labels=tokens).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        torch.nn.utils.clip_grad_norm_(trainable, CLIP)
         optimizer.step()
         return loss.detach()
 
     def device_peak() -> float | None:
         return torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None
 
-    count = sum(parameter.numel() for parameter in model.parameters())
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    count = sum(parameter.numel() for parameter in trainable)
     return Ready(step, lambda loss: float(loss.item()), device_peak, count, versions)
 
 

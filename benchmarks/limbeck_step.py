@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from limbeck.model.config import ModelConfig
 from limbeck.model.params import Params
-from limbeck.model.transformer import init
+from limbeck.model.transformer import apply, init
 from limbeck.train.config import OptimConfig
-from limbeck.train.loss import Batch, LossFn, token_loss
+from limbeck.train.loss import Batch, LossFn, Metrics, token_loss
 from limbeck.train.optim import make_optimizer
 from limbeck.train.step import init_state, make_step
 
@@ -52,8 +53,23 @@ def llama(width: int, depth: int, vocab_size: int, length: int, **more: Any) -> 
     )
 
 
+def plain_loss(config: ModelConfig) -> LossFn:
+    """`token_loss` the short way: float32 logits [B, T, V] of the whole batch, and no loop."""
+
+    def loss_fn(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        tokens_BT, places = jnp.asarray(batch["tokens_BT"]), ("positions_BT", "segments_BT")
+        logits_BTV = apply(config, params, tokens_BT, **{name: jnp.asarray(batch[name]) for name in places}).logits_BTV
+        targets_BT1 = jnp.asarray(batch["targets_BT"])[..., None]
+        picked_BT = jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), targets_BT1, -1)[..., 0]
+        weight = jnp.asarray(batch["weights_BT"]).sum()
+        loss = -(batch["weights_BT"] * picked_BT).sum() / weight
+        return loss, {"loss": loss, "weight": weight}
+
+    return loss_fn
+
+
 class Trainer:
-    """Parameters that full tuning moves, with AdamW unless `optim` says otherwise."""
+    """Parameters that train, all of them unless some are `frozen`, with AdamW unless `optim` says otherwise."""
 
     def __init__(
         self,
@@ -61,8 +77,9 @@ class Trainer:
         params: Params | None = None,
         loss_fn: LossFn | None = None,
         optim: OptimConfig = OptimConfig(),  # noqa: B008
+        frozen: Params | None = None,
     ) -> None:
-        self.config = config
+        self.config, self.frozen = config, frozen or {}
         optimizer = make_optimizer(optim, 1000)
         self.train = make_step(loss_fn or token_loss(config), optimizer)
         self.state = init_state(optimizer, params or init(config, jax.random.key(0)))
@@ -70,7 +87,7 @@ class Trainer:
 
     def step(self, batch: Batch) -> jax.Array:
         """Takes a step; its loss, perhaps not worked out yet."""
-        self.state, metrics = self.train(self.state, {}, batch, self.key)
+        self.state, metrics = self.train(self.state, self.frozen, batch, self.key)
         return metrics["loss"]
 
     def finish(self, loss: jax.Array) -> float:

@@ -129,23 +129,12 @@ def start(request: Json) -> tuple[Json, Callable[[Json], Json]]:
     """In a process of its own: compiles one step; from then on takes as many as it is told."""
     import jax
     import jax.numpy as jnp
-    from limbeck_step import Trainer, llama, random_batch
-
-    from limbeck.model.transformer import apply
+    from limbeck_step import Trainer, llama, plain_loss, random_batch
 
     vocab_size, rows, length = request["vocab_size"], request["rows"], request["length"]
     config = llama(request["width"], request["depth"], vocab_size, length, remat=request["remat"])
 
-    def plain(params: Any, batch: Any, key: jax.Array) -> Any:
-        logits_BTV = apply(
-            config, params, batch["tokens_BT"], positions_BT=batch["positions_BT"], segments_BT=batch["segments_BT"]
-        ).logits_BTV
-        picked_BT = jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), batch["targets_BT"][..., None], -1)[..., 0]
-        weight = batch["weights_BT"].sum()
-        loss = -(batch["weights_BT"] * picked_BT).sum() / weight
-        return loss, {"loss": loss, "weight": weight}
-
-    trainer = Trainer(config, loss_fn=plain if request["loss"] == "plain" else None)
+    trainer = Trainer(config, loss_fn=plain_loss(config) if request["loss"] == "plain" else None)
     batch = jax.tree.map(jnp.asarray, random_batch(vocab_size, rows, length))
     trainer.train = compiled = trainer.train.lower(trainer.state, {}, batch, trainer.key).compile()  # pyright: ignore
     forget_peak()

@@ -16,7 +16,7 @@ import numpy as np
 from limbeck.inference.requests import GenerateRequest, Generation, ScoreRequest, Scores
 from limbeck.model.config import ModelConfig
 from limbeck.model.decode import SamplingArrays, check_room, generate, stream
-from limbeck.model.errors import UserError
+from limbeck.model.errors import UserError, nearest
 from limbeck.model.params import Params, digest
 from limbeck.model.prefix import prefix_length
 from limbeck.model.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ Shape = TypeVar("Shape", bound=Hashable)
 
 
 class Engine:
-    """Batched generation and scoring with one model."""
+    """Batched generation and scoring with one model, and with any number of adapters over it."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.dtype = config.dtype
-        self.prefix = prefix_length(params)  # positions that its virtual tokens take
+        self._models = {"": params}
         self._stops: dict[tuple[str, ...], jax.Array] = {}
 
     @property
@@ -55,6 +55,26 @@ class Engine:
         if self._weights_digest is None:
             self._weights_digest = digest(self.params)
         return self._weights_digest
+
+    def attach(self, params: Params) -> str:
+        """Takes in the engine's model with an adapter, and says by what name requests ask for it.
+
+        `params` are the engine's own arrays, which are not copied, and those of the adapter, as `load_adapter` gives
+        them. The name is the digest of the latter, so predictions in a store tell adapters apart by their content.
+        """
+        own = {path: leaf for path, leaf in params.items() if leaf is not self.params.get(path)}
+        name = digest(own) if own else ""
+        self._models[name] = params
+        return name
+
+    def prefix(self, adapter: str = "") -> int:
+        """How many positions the virtual tokens of a model take. Raises UserError for one that is not attached."""
+        return prefix_length(self._model(adapter))
+
+    def _model(self, adapter: str) -> Params:
+        if adapter not in self._models:
+            raise UserError(f"no adapter {adapter!r} is attached{nearest(adapter, self._models)}: `attach` names them")
+        return self._models[adapter]
 
     @property
     def tokenizer_digest(self) -> str:
@@ -68,15 +88,15 @@ class Engine:
         """
         answers: dict[int, Generation] = {}
         for request in requests:
-            check_room(self.config, len(request.prompt), request.sampling.max_new_tokens, self.prefix)
-        shapes = [(r.sampling.max_new_tokens, r.stop, self._bucket(len(r.prompt))) for r in requests]
-        for (new_tokens, stop, bucket), members in _batches(shapes, self.batch_size):
+            self._check_room(request, request.sampling.max_new_tokens)
+        shapes = [(r.sampling.max_new_tokens, r.stop, self._bucket(r, len(r.prompt)), r.adapter) for r in requests]
+        for (new_tokens, stop, bucket, adapter), members in _batches(shapes, self.batch_size):
             batch = [requests[i] for i in members]
             tokens_BT, lengths_B = self._pad([request.prompt for request in batch], bucket, self.batch_size)
             out = jax.device_get(
                 generate(
                     self.config,
-                    self.params,
+                    self._model(adapter),
                     tokens_BT,
                     lengths_B,
                     self._sampling(batch, self.batch_size),
@@ -96,12 +116,13 @@ class Engine:
 
         What may yet become a stop string or a character is held until it is clear.
         """
-        check_room(self.config, len(request.prompt), request.sampling.max_new_tokens, self.prefix)
-        tokens_BT, lengths_B = map(jnp.asarray, self._pad([request.prompt], self._bucket(len(request.prompt)), 1))
+        self._check_room(request, request.sampling.max_new_tokens)
+        bucket, params = self._bucket(request, len(request.prompt)), self._model(request.adapter)
+        tokens_BT, lengths_B = map(jnp.asarray, self._pad([request.prompt], bucket, 1))
         stop_V, new_tokens = self._stop_tokens(request.stop), request.sampling.max_new_tokens
         settings = self._sampling([request], 1)
         shown, text = "", ""
-        for out in stream(self.config, self.params, tokens_BT, lengths_B, settings, stop_V, new_tokens, _STREAMED):
+        for out in stream(self.config, params, tokens_BT, lengths_B, settings, stop_V, new_tokens, _STREAMED):
             ids = out.tokens_BT[0, : out.length_B[0]].tolist()
             generation = self._generation(request.stop, ids, np.asarray(out.logprobs_BT[0, : len(ids)]))
             text = generation.text
@@ -126,19 +147,19 @@ class Engine:
             if not request.options or not all(request.options):
                 raise UserError(f"request {index}: scoring needs one or more options, none of them empty")
             for option in request.options:
-                check_room(self.config, len(request.prompt), len(option), self.prefix)
-                rows.append((request.prompt, option))
+                self._check_room(request, len(option))
+                rows.append((request, option))
         logprobs: dict[int, float] = {}
-        shapes = [self._bucket(len(prompt) + len(option) - 1) for prompt, option in rows]
-        for bucket, members in _batches(shapes, self.batch_size):
-            ids = [(*rows[i][0], *rows[i][1]) for i in members]
+        shapes = [(self._bucket(r, len(r.prompt) + len(option) - 1), r.adapter) for r, option in rows]
+        for (bucket, adapter), members in _batches(shapes, self.batch_size):
+            ids = [(*rows[i][0].prompt, *rows[i][1]) for i in members]
             tokens_BT, _ = self._pad([row[:-1] for row in ids], bucket, self.batch_size)
             targets_BT, _ = self._pad([row[1:] for row in ids], bucket, self.batch_size)
             weights_BT = np.zeros(tokens_BT.shape, np.float32)
             for row, i in enumerate(members):
-                start = len(rows[i][0]) - 1
+                start = len(rows[i][0].prompt) - 1
                 weights_BT[row, start : start + len(rows[i][1])] = 1.0
-            totals_B = np.asarray(_score(self.config, self.params, tokens_BT, targets_BT, weights_BT))
+            totals_B = np.asarray(_score(self.config, self._model(adapter), tokens_BT, targets_BT, weights_BT))
             logprobs.update(zip(members, totals_B.tolist(), strict=False))
         answers, start = [], 0
         for request in requests:
@@ -148,11 +169,14 @@ class Engine:
             start = stop
         return answers
 
-    def _bucket(self, length: int) -> int:
+    def _check_room(self, request: GenerateRequest | ScoreRequest, tokens: int) -> None:
+        check_room(self.config, len(request.prompt), tokens, self.prefix(request.adapter))
+
+    def _bucket(self, request: GenerateRequest | ScoreRequest, length: int) -> int:
         bucket = _SMALLEST_BUCKET
         while bucket < length:
             bucket *= 2
-        return min(bucket, self.config.max_len - self.prefix)
+        return min(bucket, self.config.max_len - self.prefix(request.adapter))
 
     def _pad(self, rows: Sequence[Sequence[int]], bucket: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens [size, bucket], lengths): a short batch is filled with rows of one token."""

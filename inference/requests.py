@@ -1,6 +1,6 @@
 """What is asked of an engine and what it answers: plain frozen values, free of jax."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -17,20 +17,25 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Continue a prompt of token ids; sample tells apart several draws from the same prompt."""
+    """Continue a prompt of token ids; sample tells apart several draws from the same prompt.
+
+    `adapter` is what `Engine.attach` called the adapter that is to answer; empty for the engine's own model.
+    """
 
     prompt: tuple[int, ...]
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     sample: int = 0
+    adapter: str = field(default="", repr=False)  # every adapter draws by the same random numbers
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Score each option (token ids) as the continuation of a prompt."""
+    """Score each option (token ids) as the continuation of a prompt; `adapter` as in `GenerateRequest`."""
 
     prompt: tuple[int, ...]
     options: tuple[tuple[int, ...], ...]
+    adapter: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def fits(engine: Engine, request: GenerateRequest | ScoreRequest) -> bool:
         longest = request.sampling.max_new_tokens
     else:
         longest = max(len(option) for option in request.options)
-    return engine.prefix + len(request.prompt) + longest <= engine.config.max_len
+    return engine.prefix(request.adapter) + len(request.prompt) + longest <= engine.config.max_len
 
 
 def predict(task: Task, engine: Engine, records: Sequence[Record], shots: int = 0, seed: int = 0) -> Predictions:

@@ -1,5 +1,7 @@
 """The engine answers as the model does, whatever else is in the batch."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,8 @@ from limbeck.model.decode import Generated
 from limbeck.model.errors import UserError
 from limbeck.model.tokenizer import byte_tokenizer
 from limbeck.model.transformer import apply, init
+from limbeck.train.adapters import add_lora
+from limbeck.train.soft_prompts import add_prefix
 
 TOKENIZER = byte_tokenizer()
 CONFIG = ModelConfig(
@@ -140,3 +144,31 @@ def test_a_stream_holds_back_half_a_character_and_half_a_stop_string(monkeypatch
     monkeypatch.setattr(engine_module, "stream", written)
     pieces = list(ENGINE.stream(GenerateRequest(prompt("x"), Sampling(len(ids)), ("stop",))))
     assert pieces == ["a", "b", " ", *"گلابی", " ", "stX"]
+
+
+def test_adapters_over_one_base_are_chosen_per_request():
+    """Low-rank leaves and a prefix, in one call with the base: each answers as its own engine would, nothing copied."""
+    low_rank = add_lora(PARAMS, jax.random.key(1), rank=2)
+    low_rank = {path: leaf + (path.endswith("lora_b") and 0.5) for path, leaf in low_rank.items()} | PARAMS
+    prefixed = add_prefix(CONFIG, PARAMS, jax.random.key(2), length=3, text_ids=prompt("sour"))
+    engine = Engine(CONFIG, PARAMS, TOKENIZER, batch_size=4)
+    names = ["", engine.attach(low_rank), engine.attach(prefixed)]
+    assert len(set(names)) == 3 and names[1] == Engine(CONFIG, PARAMS, TOKENIZER).attach(low_rank)
+    for name in names:
+        assert all(engine._model(name)[path] is leaf for path, leaf in PARAMS.items())
+    generates = [GenerateRequest(prompt(text), Sampling(5, 1.0), adapter=name) for text in TEXTS[:4] for name in names]
+    options = (prompt("a"), prompt("bc"))
+    scores = [ScoreRequest(prompt(text), options, adapter=name) for text in TEXTS[:4] for name in names]
+    own = [Engine(CONFIG, params, TOKENIZER, batch_size=4) for params in (PARAMS, low_rank, prefixed)]
+    generated, scored = engine.generate(generates), engine.score(scores)
+    for index, (request, asked) in enumerate(zip(generates, scores, strict=True)):
+        alone = own[index % 3]
+        assert generated[index].tokens == alone.generate([dataclasses.replace(request, adapter="")])[0].tokens
+        expected = alone.score([dataclasses.replace(asked, adapter="")])[0].logprobs
+        np.testing.assert_allclose(scored[index].logprobs, expected, atol=1e-4)
+    assert "".join(engine.stream(generates[1])) == generated[1].text
+    assert len({scored[i].logprobs for i in range(3)}) == 3
+    with pytest.raises(UserError, match="no adapter 'x' is attached"):
+        engine.generate([GenerateRequest(prompt("plum"), adapter="x")])
+    with pytest.raises(UserError, match="3 virtual"):
+        engine.generate([GenerateRequest(prompt("p" * 57), Sampling(5), adapter=names[2])])

@@ -15,6 +15,7 @@ from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import Params, join, merge, split
 from limbeck.model.pretrained import load_pretrained
+from limbeck.model.quantize import quantize
 from limbeck.model.transformer import shapes
 from limbeck.train.adapter_files import base_digest, load_adapter, save_adapter
 from limbeck.train.adapters import add_bottleneck, add_ia3, add_lora, add_vera
@@ -160,7 +161,9 @@ def test_a_head_for_labels_goes_with_the_adapter(tmp_path: Path) -> None:
 
 def test_what_a_fused_module_has_no_adapter_for_keeps_its_norms(tmp_path: Path) -> None:
     model = load_pretrained(BASES / "gpt2")
-    save_adapter(tmp_path, model.config, model.params, add_lora(model.params, jax.random.key(0), rank=2, magnitude=True))
+    save_adapter(
+        tmp_path, model.config, model.params, add_lora(model.params, jax.random.key(0), rank=2, magnitude=True)
+    )
     magnitudes = load_file(tmp_path / "adapter_model.safetensors")
     kernel_IO = np.asarray(model.params["blocks/attn/k/kernel"][1])
     got = magnitudes["base_model.model.transformer.h.1.attn.c_attn.lora_magnitude_vector"][24:48]
@@ -184,7 +187,8 @@ def test_an_adapter_that_began_as_the_kernel_s_principal_part_comes_back_beside_
 def test_an_adapter_over_a_quantised_base_is_written_without_it(tmp_path: Path) -> None:
     model = load_pretrained(BASES / "llama3")
     base = quantize(model.params, "int8")
-    params = moved(add_lora(base, jax.random.key(0), rank=2), {"blocks/attn/v/lora_b"})
+    lora = add_lora(model.params, jax.random.key(0), rank=2)
+    params = moved(quantize(lora, "int8"), {"blocks/attn/v/lora_b"})
     save_adapter(tmp_path, model.config, base, params)
     assert same(params, load_adapter(tmp_path, model.config, base))
     assert all(".lora_" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
