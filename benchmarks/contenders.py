@@ -41,11 +41,10 @@ def _jax_peak() -> float | None:
     return stats["peak_bytes_in_use"] / 2**20 if stats and "peak_bytes_in_use" in stats else None
 
 
-def limbeck(request: Json, **changes: Any) -> Ready:
-    """Limbeck's own step on what `load_pretrained` gives; `tuning` names the way (full), `method` its settings."""
+def limbeck_trainer(request: Json, **changes: Any) -> tuple[Any, Any]:
+    """(trainer, batch) of what `load_pretrained` gives; `tuning` names a way of tuning (full), `method` its settings."""
     import dataclasses
 
-    import jax
     from limbeck_step import Trainer, next_token_batch
 
     from limbeck.model.pretrained import load_pretrained
@@ -66,16 +65,23 @@ def limbeck(request: Json, **changes: Any) -> Ready:
     )
     prepared = prepare(request.get("tuning", "full"), ground, optim)
     trainable, frozen = apply_selection(prepared.selection, prepared.params)
-    trainer = Trainer(config, trainable, optim=prepared.optim, frozen=frozen)
-    count = sum(leaf.size for leaf in trainable.values())
+    return Trainer(config, trainable, optim=prepared.optim, frozen=frozen), batch
+
+
+def limbeck(request: Json, **changes: Any) -> Ready:
+    """Limbeck's own step."""
+    import jax
+
+    trainer, batch = limbeck_trainer(request, **changes)
+    count = sum(leaf.size for leaf in trainer.state.trainable.values())
     return Ready(lambda: trainer.step(batch), trainer.finish, _jax_peak, count, {"jax": jax.__version__})
 
 
 def torch(request: Json, compiled: bool = False) -> Ready:
     """transformers' Llama with PyTorch's own attention and its fused AdamW; compiled with the defaults, or eager.
 
-    In bfloat16 as transformers' Trainer does it: float32 parameters, products in bfloat16. A `tuning` other than full
-    is peft's, its layers' outputs computed again in the backward pass if `remat` says so.
+    In bfloat16 as transformers' Trainer does it: float32 parameters, products in bfloat16. With a `tuning`, only what
+    that trains; with `remat`, layers are computed again in the backward pass.
     """
     import torch
     import transformers
@@ -90,11 +96,16 @@ def torch(request: Json, compiled: bool = False) -> Ready:
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     if request.get("remat", "none") != "none":
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if request.get("tuning", "full") != "full":
-        model, rate = _tuned_by_peft(model, request), RATE * request["rate"]
-        versions["peft"] = importlib.metadata.version("peft")
-    else:
-        rate = RATE
+    rate, (kind, settings) = RATE, request.get("peft") or ("", {})
+    if request.get("tuning") == "last_blocks":
+        model.requires_grad_(False)
+        for part in (model.model.layers[-1], model.model.norm):
+            part.requires_grad_(True)
+    elif kind:
+        import peft
+
+        model = peft.get_peft_model(model, getattr(peft, kind)(**settings))  # pyright: ignore[reportArgumentType]
+        rate, versions["peft"] = 10 * RATE, peft.__version__
     model.to(device).train()  # pyright: ignore[reportArgumentType]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, rate, (B1, B2), EPS, DECAY, fused=True)
@@ -195,6 +206,7 @@ CONTENDERS: dict[str, Callable[[Json], Ready]] = {
     "limbeck": lambda request: limbeck(request, scan=request["depth"] > 8),  # as `limbeck run` has it
     "limbeck-scan": limbeck,
     "limbeck-remat": lambda request: limbeck(request, remat="full"),
+    "limbeck-tuned": lambda request: limbeck(request, remat=request["remat"]),
     "torch": torch,
     "torch-compile": lambda request: torch(request, compiled=True),
     "tunix": tunix,
@@ -225,13 +237,21 @@ def start(request: Json) -> tuple[Json, Callable[[Json], Json]]:
     """Builds the contender that a request names; from then on each request is so many steps."""
     if request["contender"] == "prepare":
         return prepare(request), lambda _: {}
-    step, finish, device_peak, parameters, versions = CONTENDERS[request["contender"]](request)
+    ready: Ready | None = CONTENDERS[request["contender"]](request)
+    about = {"parameters": ready.parameters, "versions": ready.versions}
     forget_peak()
-    resident, _ = memory()
+    about["resident"] = memory()[0]
 
     def run(order: Json) -> Json:
+        nonlocal ready
+        if order.get("leave"):  # what the process holds without model, optimiser and batch
+            ready = None
+            forget_peak()
+            return {"resident": memory()[0]}
+        assert ready
         if order.get("forget_peak"):
             forget_peak()
+        step, finish = ready.step, ready.finish
         began = time.perf_counter()
         losses = [step() for _ in range(order["steps"])]
         last = finish(losses[-1])
@@ -240,10 +260,10 @@ def start(request: Json) -> tuple[Json, Callable[[Json], Json]]:
             "seconds": seconds,
             "losses": [finish(loss) for loss in losses[:-1]] + [last] if order.get("losses") else [],
             "peak": memory()[1],
-            "device_peak": device_peak(),
+            "device_peak": ready.device_peak(),
         }
 
-    return {"parameters": parameters, "versions": versions, "resident": resident}, run
+    return about, run
 
 
 if __name__ == "__main__":

@@ -80,9 +80,9 @@ class Trainer:
         frozen: Params | None = None,
     ) -> None:
         self.config, self.frozen = config, frozen or {}
-        optimizer = make_optimizer(optim, 1000)
-        self.train = make_step(loss_fn or token_loss(config), optimizer)
-        self.state = init_state(optimizer, params or init(config, jax.random.key(0)))
+        self.optimizer = make_optimizer(optim, 1000)
+        self.train = make_step(loss_fn or token_loss(config), self.optimizer)
+        self.state = init_state(self.optimizer, params or init(config, jax.random.key(0)))
         self.key = jax.random.key(0)
 
     def step(self, batch: Batch) -> jax.Array:

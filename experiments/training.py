@@ -17,13 +17,13 @@ from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import Params, join, merge
 from limbeck.model.pretrained import save_pretrained
-from limbeck.train.adapter_files import save_adapter
 from limbeck.train.config import FitConfig
 from limbeck.train.data import Stream
 from limbeck.train.loop import Evaluation, fit
 from limbeck.train.loss import Batch, LossFn
 from limbeck.train.methods import own_leaves, plain
 from limbeck.train.optim import make_optimizer
+from limbeck.train.peft_format import save_adapter
 from limbeck.train.step import init_state, make_step
 
 _TIMED = 3  # steps whose median is a step's time

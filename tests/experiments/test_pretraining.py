@@ -12,9 +12,9 @@ from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.text_sources import hold_out
 from limbeck.model.errors import UserError
 from limbeck.model.pretrained import load_pretrained
-from limbeck.train.adapter_files import load_adapter
 from limbeck.train.adapters import fold_lora
 from limbeck.train.config import FitConfig
+from limbeck.train.peft_format import load_adapter
 
 WORDS = "the small lemon tree bears a sour fruit and a pear tree a sweet one\n"
 PERSIAN = "درخت لیمو میوه‌ای ترش دارد\n"

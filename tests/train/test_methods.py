@@ -59,8 +59,13 @@ def made(name: str, settings: MethodConfig = SETTINGS):
     return prepare(name, ground(settings), OPTIM)
 
 
+@jax.jit
+def _logits(params):
+    return apply(CONFIG, params, TOKENS_BT).logits_BTV
+
+
 def logits(params):
-    return np.asarray(apply(CONFIG, params, TOKENS_BT).logits_BTV)
+    return np.asarray(_logits(params))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,9 +19,9 @@ from limbeck.model.files import disk_errors, sha256_file, write_atomic
 from limbeck.model.params import Params, digest, merge
 from limbeck.model.pretrained.stored_tensor import AGAIN, PICKLE, quoted, reading
 from limbeck.model.pretrained.weight_files import Unsaved, file_bytes, inside, open_file, parse_json
-from limbeck.train.peft_config import Json
-from limbeck.train.peft_read import read_adapter
-from limbeck.train.peft_write import kind_of_leaf, write_adapter
+from limbeck.train.peft_format.config import Json
+from limbeck.train.peft_format.read import read_adapter
+from limbeck.train.peft_format.write import kind_of_leaf, write_adapter
 
 _CONFIG, _WEIGHTS, _PICKLE, _MANIFEST = (
     "adapter_config.json",

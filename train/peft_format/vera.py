@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from limbeck.model.errors import UserError
-from limbeck.train.peft_config import Json, flag, whole
-from limbeck.train.peft_names import OUTSIDE, Layers, Site, put_together, take_apart
-from limbeck.train.peft_tensors import SHARED, Found, adapted, complete, float32, read
+from limbeck.train.peft_format.config import Json, flag, whole
+from limbeck.train.peft_format.names import OUTSIDE, Layers, Site, put_together, take_apart
+from limbeck.train.peft_format.tensors import SHARED, Found, adapted, complete, float32, read
 
 
 def read_vera(found: Found, json: Json, place: object) -> Layers:

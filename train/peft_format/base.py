@@ -12,9 +12,9 @@ import numpy as np
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import Params, block_path
-from limbeck.train.peft_config import Json, names
-from limbeck.train.peft_names import OUTSIDE, Site, put_together, short_names, take_apart
-from limbeck.train.peft_tensors import BASE, Found, read
+from limbeck.train.peft_format.config import Json, names
+from limbeck.train.peft_format.names import OUTSIDE, Site, put_together, short_names, take_apart
+from limbeck.train.peft_format.tensors import BASE, Found, read
 
 _QUANTISED = re.compile(r"kernel_(int8|nf4|scale)")
 

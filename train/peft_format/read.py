@@ -10,11 +10,11 @@ from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import Params
 from limbeck.model.pretrained.stored_tensor import StoredTensor
-from limbeck.train.peft_base import read_base
-from limbeck.train.peft_config import Json, check_config, flag, rank_and_scale, whole
-from limbeck.train.peft_names import OUTSIDE, Layers, Site, stacked, take_apart
-from limbeck.train.peft_tensors import Found, adapted, complete, find, float32, read
-from limbeck.train.peft_vera import read_vera
+from limbeck.train.peft_format.base import read_base
+from limbeck.train.peft_format.config import Json, check_config, flag, rank_and_scale, whole
+from limbeck.train.peft_format.names import OUTSIDE, Layers, Site, stacked, take_apart
+from limbeck.train.peft_format.tensors import Found, adapted, complete, find, float32, read
+from limbeck.train.peft_format.vera import read_vera
 
 
 def read_adapter(

@@ -1,6 +1,6 @@
 """Makes random adapters with PEFT on the families' tiny models, and writes down what they compute. Needs [bench].
 
-    python tests/train/adapters/make_adapters.py [--only NAME] [--out DIR]
+    python tests/train/peft_format/make_adapters.py [--only NAME] [--out DIR]
 
 A case becomes a folder `fixtures/NAME`: the adapter as PEFT saves it, and `expected.safetensors` with `tokens_BT` and
 what PEFT computes for them, `logits` of every position or of a classifier.

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from limbeck.model.errors import UserError
 from limbeck.model.pretrained import Pretrained, load_pretrained
-from limbeck.train.adapter_files import load_adapter, save_adapter
 from limbeck.train.adapters import add_lora
+from limbeck.train.peft_format import load_adapter, save_adapter
 
 CONFIG, WEIGHTS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "manifest.json"
 

@@ -13,9 +13,9 @@ from test_adapter_files import OURS, TOKENS_BT, moved, with_random_adapter
 
 from limbeck.model.params import Params, join, merge, split
 from limbeck.model.pretrained import load_pretrained
-from limbeck.train.adapter_files import load_adapter, save_adapter
 from limbeck.train.adapters import add_lora
-from limbeck.train.peft_vera import drawn_projections
+from limbeck.train.peft_format import load_adapter, save_adapter
+from limbeck.train.peft_format.vera import drawn_projections
 
 pytestmark = pytest.mark.bench
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from limbeck.model.errors import UserError
 from limbeck.model.pretrained.stored_tensor import quoted
-from limbeck.train.peft_names import OUTSIDE, Site, short_names
+from limbeck.train.peft_format.names import OUTSIDE, Site, short_names
 
 Json = dict[str, Any]
 

@@ -8,8 +8,8 @@ import numpy as np
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError, nearest
 from limbeck.model.pretrained.stored_tensor import StoredTensor, quoted
-from limbeck.train.peft_config import PROMPTS
-from limbeck.train.peft_names import Site, family_of, sites, with_other_names
+from limbeck.train.peft_format.config import PROMPTS
+from limbeck.train.peft_format.names import Site, family_of, sites, with_other_names
 
 BASE = ("base_layer.weight", "base_layer.bias", "weight", "bias")
 _SUFFIXES = {

@@ -17,9 +17,10 @@ from limbeck.model.params import Params, join, merge, split
 from limbeck.model.pretrained import load_pretrained
 from limbeck.model.quantize import quantize
 from limbeck.model.transformer import shapes
-from limbeck.train.adapter_files import base_digest, load_adapter, save_adapter
 from limbeck.train.adapters import add_bottleneck, add_ia3, add_lora, add_vera
 from limbeck.train.heads import add_head
+from limbeck.train.peft_format import load_adapter, save_adapter
+from limbeck.train.peft_format.folder import base_digest
 from limbeck.train.soft_prompts import add_p_tuning, add_prefix, add_prompt
 
 TOKENS_BT = np.random.default_rng(0).integers(3, 64, (2, 9))

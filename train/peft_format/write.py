@@ -10,11 +10,11 @@ from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import block_path
 from limbeck.model.prefix import fold_prefix, fold_prompt
-from limbeck.train.peft_base import Changed, Leaves, changed_leaves, leaves_of, write_base
-from limbeck.train.peft_config import PROMPTS, Json, ranks_and_alphas, targets
-from limbeck.train.peft_names import OUTSIDE, Layers, Site, by_layer, family_of, put_together, short_names, sites
-from limbeck.train.peft_tensors import SHARED
-from limbeck.train.peft_vera import write_vera
+from limbeck.train.peft_format.base import Changed, Leaves, changed_leaves, leaves_of, write_base
+from limbeck.train.peft_format.config import PROMPTS, Json, ranks_and_alphas, targets
+from limbeck.train.peft_format.names import OUTSIDE, Layers, Site, by_layer, family_of, put_together, short_names, sites
+from limbeck.train.peft_format.tensors import SHARED
+from limbeck.train.peft_format.vera import write_vera
 
 _KIND_OF = {
     **{f"lora_{leaf}": "LORA" for leaf in ("a", "b", "scale", "bias", "magnitude")},
