@@ -42,7 +42,7 @@ def _jax_peak() -> float | None:
 
 
 def limbeck_trainer(request: Json, **changes: Any) -> tuple[Any, Any]:
-    """(trainer, batch) of what `load_pretrained` gives; `tuning` names a way of tuning (full), `method` its settings."""
+    """(trainer, batch) on what `load_pretrained` gives; a request's `tuning` is how (full), `method` its settings."""
     import dataclasses
 
     from limbeck_step import Trainer, next_token_batch

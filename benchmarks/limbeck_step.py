@@ -57,12 +57,13 @@ def plain_loss(config: ModelConfig) -> LossFn:
     """`token_loss` the short way: float32 logits [B, T, V] of the whole batch, and no loop."""
 
     def loss_fn(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        tokens_BT, places = jnp.asarray(batch["tokens_BT"]), ("positions_BT", "segments_BT")
-        logits_BTV = apply(config, params, tokens_BT, **{name: jnp.asarray(batch[name]) for name in places}).logits_BTV
-        targets_BT1 = jnp.asarray(batch["targets_BT"])[..., None]
-        picked_BT = jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), targets_BT1, -1)[..., 0]
-        weight = jnp.asarray(batch["weights_BT"]).sum()
-        loss = -(batch["weights_BT"] * picked_BT).sum() / weight
+        own = {name: jnp.asarray(array) for name, array in batch.items()}
+        logits_BTV = apply(
+            config, params, own["tokens_BT"], positions_BT=own["positions_BT"], segments_BT=own["segments_BT"]
+        ).logits_BTV
+        picked_BT = jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), own["targets_BT"][..., None], -1)[..., 0]
+        weight = own["weights_BT"].sum()
+        loss = -(own["weights_BT"] * picked_BT).sum() / weight
         return loss, {"loss": loss, "weight": weight}
 
     return loss_fn

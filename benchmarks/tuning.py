@@ -17,14 +17,16 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import tyro
 from contest import HERE, Contender, Died, Json, Summary, answer_requests, console, summary, table, write_json
 from rich.console import Console
+from rich.table import Table
 from step import LLAMA, SHAPES, WARM_UP
 
 RANK, QV = 8, r"blocks/attn/(q|v)/kernel"
+FACTORS = {"target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 WRAPPED: Json = {"r": RANK, "lora_alpha": RANK}
 
@@ -47,9 +49,7 @@ WAYS = {
     "LoRA q, v on NF4": Way("lora", {"rank": RANK, "targets": QV, "base": "nf4"}),
     "LoRA": Way("lora", {"rank": RANK}, ("LoraConfig", {**WRAPPED, "target_modules": LINEAR})),
     "DoRA": Way("dora", {"rank": RANK}, ("LoraConfig", {**WRAPPED, "target_modules": LINEAR, "use_dora": True})),
-    "(IA)3": Way(
-        "ia3", {}, ("IA3Config", {"target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]})
-    ),
+    "(IA)3": Way("ia3", {}, ("IA3Config", FACTORS)),
     "prefix": Way("prefix", {"length": 16}),
     "biases": Way("bias", {}),
     "random 1 %": Way("random", {"share": 0.01}),
@@ -112,6 +112,8 @@ def main(args: Args) -> int:
     out.print(_table(found, f"{title}remat {args.remat}, {args.rounds} rounds", about["parameters"]))
     for name, figure, most in AIMS:
         shares = {library: ways[name]["shares"] for library, ways in found.items() if name in ways}
+        if "limbeck" not in shares:
+            continue
         texts = [f"{library} {each[figure]:.3f}" for library, each in shares.items() if figure in each]
         kept = "kept" if shares["limbeck"][figure] <= most else "MISSED"
         print(f"{kept}: {name}, {NAMES[figure]}, at most {most} of full tuning's: {', '.join(texts)}")
@@ -170,6 +172,8 @@ def _measured(spec: Json, rounds: int, seconds: float, out: Console) -> tuple[di
     finally:
         for worker in workers.values():
             worker.close()
+    if "full" not in found["limbeck"]:
+        raise SystemExit(f"limbeck: full: {absent['limbeck: full']}")
     return {library: ways for library, ways in found.items() if "full" in ways}, absent
 
 
@@ -198,8 +202,8 @@ def _faults(found: dict[str, dict[str, Json]]) -> list[str]:
     return faults
 
 
-def _table(found: dict[str, dict[str, Json]], title: str, parameters: int):
-    columns = ["", "trains", "%", "FLOPs", "by XLA", "time", "MiB by XLA", "share", "MiB of process", "share"]
+def _table(found: dict[str, dict[str, Json]], title: str, parameters: int) -> Table:
+    columns = ["", "trains", "%", "FLOPs", "by XLA", "time", "XLA: MiB", "share", "held: MiB", "share"]
     made = table(title, columns)
     made.caption = "FLOPs, time (medians of the rounds, quartiles) and memory as shares of full tuning's in the library"
     for library, ways in found.items():
@@ -219,9 +223,8 @@ def _table(found: dict[str, dict[str, Json]], title: str, parameters: int):
 
 def start(request: Json) -> tuple[Json, Callable[[Json], Json]]:
     """In a process of its own: what each requested way of tuning costs by count, nothing run."""
-    import jax
-    from contenders import limbeck_trainer, tokens_BT
-    from limbeck_step import next_token_batch, plain_loss
+    from contenders import limbeck_trainer
+    from limbeck_step import plain_loss
 
     from limbeck.model.flops import step_flops
     from limbeck.train.step import make_step

@@ -56,6 +56,7 @@ _CONVERT_EXAMPLES = """\
 examples:
   limbeck convert stories260K.bin stories260k         llama2.c's format as a Llama folder
   limbeck convert llama-8b llama-8b-bf16 --dtype bfloat16
+  limbeck convert llama-8b tuned-8b --adapter runs/sst2/adapter    the model with an adapter folded in
 
 The folder has the names and the config of the family that the model came from, or of the first that can say what it is.
 """
@@ -153,6 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate = _command(commands, "generate", "continue a text", _GENERATE_EXAMPLES)
     generate.add_argument("model", metavar="MODEL", help="folder or file of a model")
     generate.add_argument("prompt", metavar="PROMPT")
+    generate.add_argument("--adapter", metavar="FOLDER", help="an adapter in PEFT's format over the model")
     generate.add_argument("--chat", action="store_true", help="PROMPT is a user's message; the model's turn is printed")
     generate.add_argument("--dtype", choices=_DTYPES, help="cast weights and activations (default: as stored)")
     generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: 64)")
@@ -178,6 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     convert = _command(commands, "convert", "write a model as a folder that other programs load", _CONVERT_EXAMPLES)
     convert.add_argument("source", metavar="SRC", help="folder or file of a model")
+    convert.add_argument("--adapter", metavar="FOLDER", help="an adapter in PEFT's format, folded into the weights")
     convert.add_argument("target", metavar="DST", help="a folder that is not there yet")
     convert.add_argument("--dtype", choices=_DTYPES, help="cast the weights (default: as stored)")
     return parser

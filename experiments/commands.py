@@ -96,12 +96,14 @@ def generate(args: argparse.Namespace) -> int:
     """Prints the continuation of a prompt, or the answer to a message, as it is written."""
     from limbeck.inference.requests import GenerateRequest, Sampling
     from limbeck.model.tokenizer.chat import render
+    from limbeck.train.peft_format import load_adapter
 
     engine = _engine(args.model, batch_size=1, dtype=args.dtype)
+    adapter = engine.attach(load_adapter(args.adapter, engine.config, engine.params)) if args.adapter else ""
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.min_p, args.seed)
     messages = [{"role": "user", "content": args.prompt}]
     prompt = render(engine.tokenizer, messages) if args.chat else engine.tokenizer.prompt(args.prompt)
-    for text in engine.stream(GenerateRequest(tuple(prompt), sampling, tuple(args.stop))):
+    for text in engine.stream(GenerateRequest(tuple(prompt), sampling, tuple(args.stop), adapter=adapter)):
         print(text, end="", flush=True)
     print()
     return 0
@@ -110,12 +112,15 @@ def generate(args: argparse.Namespace) -> int:
 def convert(args: argparse.Namespace) -> int:
     """Writes a model as a folder that other programs load, and says in whose names."""
     from limbeck.model.pretrained import describe, load_pretrained, save_pretrained
+    from limbeck.train.methods import plain
+    from limbeck.train.peft_format import load_adapter
 
     target = Path(args.target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already: name a new folder")
     model = load_pretrained(args.source, dtype=args.dtype)
-    save_pretrained(target, model.config, model.params, model.tokenizer)
+    params = plain(load_adapter(args.adapter, model.config, model.params)) if args.adapter else model.params
+    save_pretrained(target, model.config, params, model.tokenizer)
     family = describe(target)[0].family
     print(f"{target}: {family or 'in our own names, which other programs do not load'}")
     return 0

@@ -24,7 +24,15 @@ from limbeck.train.adapters import add_biases, add_bottleneck, add_ia3, add_lora
 from limbeck.train.config import Base, MethodConfig, OptimConfig
 from limbeck.train.loss import Batch, LossFn
 from limbeck.train.mask_file import entries_of_file
-from limbeck.train.select import Selection, apply_selection
+from limbeck.train.select import (
+    Selection,
+    apply_selection,
+    bias_norm,
+    chosen_only,
+    first_blocks,
+    last_blocks,
+    lora_only,
+)
 
 KERNELS = r"blocks/(attn|mlp)/\w+/kernel"  # what the low-rank methods go beside: every dense kernel (arXiv 2305.14314)
 
@@ -125,9 +133,7 @@ def _blocks(ground: Ground, first: bool) -> tuple[str, ...]:
     depth, blocks = ground.config.depth, ground.settings.blocks
     if blocks > depth:
         raise UserError(f"blocks={blocks}: the model has {depth}")
-    layers = range(blocks) if first else range(depth - blocks, depth)
-    named = rf"blocks/({'|'.join(map(str, layers))})/.*"
-    return (named,) if first else (named, "norm/.*")
+    return (first_blocks(blocks) if first else last_blocks(depth, blocks)).patterns
 
 
 def _lora(ground: Ground, **more: object) -> Params:
@@ -202,14 +208,13 @@ def _vera(ground: Ground) -> Params:
     return add_vera(ground.params, jax.random.key(ground.seed), rank=own.rank, targets=own.targets or KERNELS)
 
 
-_LOW_RANK = (r".*/lora_[ab]",)
-_ENTRIES = (r".*_chosen",)
+_LOW_RANK, _ENTRIES = lora_only().patterns, chosen_only().patterns
 
 METHODS: Mapping[str, Method] = {
     "full": Method("every weight and bias", (".*",)),
     "bias": Method("biases (BitFit, arXiv 2106.10199); a model without any gets them", (".*/bias",), _biases, 10),
     "norms": Method("the norms' scales and biases", (".*norm/(scale|bias)",), rate=10),
-    "bias_norm": Method("biases and norms", (".*/bias|.*norm/scale",), _biases, 10),
+    "bias_norm": Method("biases and norms", bias_norm().patterns, _biases, 10),
     "attention": Method("the attention half of every block", ("blocks/attn/.*",)),
     "embeddings": Method("the embeddings", ("(embed|positions)/embedding",)),
     "head": Method("the head and the final norm", ("(head|score)/kernel", "norm/.*")),

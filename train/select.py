@@ -22,6 +22,11 @@ def bias_norm() -> Selection:
     return Selection((r".*norm/scale|.*/bias",))
 
 
+def first_blocks(blocks: int) -> Selection:
+    """The first blocks alone."""
+    return Selection((rf"blocks/({'|'.join(map(str, range(blocks)))})/.*",))
+
+
 def last_blocks(depth: int, blocks: int = 1) -> Selection:
     """The last blocks and the final norm."""
     layers = "|".join(str(layer) for layer in range(depth - blocks, depth))

@@ -115,3 +115,13 @@ def test_a_foundation_goes_on_with_chats_and_adapters(texts, tmp_path, capsys):
     assert len([path for path in adapter if path.endswith("lora_b")]) == 7  # beside every dense kernel
     for path, leaf in fold_lora(adapter).items():
         np.testing.assert_allclose(leaf, tuned[path], atol=1e-6)
+    capsys.readouterr()
+    asked = ["is fruit 7 sour?", "--max-new-tokens", "6"]
+    with_adapter = [str(base), "--adapter", str(tmp_path / "run" / "adapter")]
+    assert main(["convert", with_adapter[0], str(tmp_path / "folded"), *with_adapter[1:]]) == 0
+    capsys.readouterr()
+    said = []
+    for model in (with_adapter, [str(tmp_path / "folded")], [str(tmp_path / "run" / "model")]):
+        assert main(["generate", model[0], *asked, *model[1:]]) == 0
+        said.append(capsys.readouterr().out)
+    assert len(set(said)) == 1
