@@ -80,3 +80,34 @@ def test_the_digest_sees_every_change(change):
     else:
         other["norm/scale"] = params["norm/scale"][None]
     assert digest(other) != digest(params)
+
+
+def test_a_leaf_that_only_some_layers_have_stays_a_piece():
+    """An adapter in layers 1 and 2 of 4, of another rank in each third: pieces of it beside whole leaves."""
+    params = {
+        "blocks/attn/q/kernel": jnp.arange(8.0).reshape(4, 2),
+        "blocks/1:2/attn/q/lora_a": jnp.ones((1, 2, 3)),
+        "blocks/2:3/attn/q/lora_a": jnp.ones((1, 2, 3)),
+        "blocks/3:4/attn/q/lora_a": jnp.ones((1, 2, 5)),
+        "norm/scale": jnp.ones(2),
+    }
+    found = runs(params)
+    assert [(run.start, run.stop, sorted(run.leaves)) for run in found] == [
+        (0, 1, ["attn/q/kernel"]),
+        *((layer, layer + 1, ["attn/q/kernel", "attn/q/lora_a"]) for layer in (1, 2, 3)),
+    ]
+    np.testing.assert_array_equal(found[2].leaves["attn/q/kernel"], [[4, 5]])
+    joined = join(params)
+    assert {path: leaf.shape for path, leaf in joined.items()} == {
+        "blocks/attn/q/kernel": (4, 2),
+        "blocks/1:3/attn/q/lora_a": (2, 2, 3),
+        "blocks/3:4/attn/q/lora_a": (1, 2, 5),
+        "norm/scale": (2,),
+    }
+    assert digest(params) == digest(joined) == digest(cut(joined, [2]))
+    assert join(cut(joined, [1, 2, 3])).keys() == joined.keys()
+
+
+def test_a_layer_s_leaf_is_there_once():
+    with pytest.raises(UserError, match="blocks/0:1/norm/scale is there twice"):
+        cut({"blocks/norm/scale": jnp.ones((2, 3)), "blocks/0:1/norm/scale": jnp.ones((1, 3))}, ())
