@@ -19,7 +19,7 @@ Leaves = Mapping[str, jax.Array]
 ADDED = re.compile(
     r"blocks/(\d+:\d+/)?((attn|mlp)/\w+/(lora_(a|b|scale|bias|magnitude)|vera_[db]|ia3_(in|out)|bias)"
     r"|attn/prefix_[kv]|(attn|mlp)_adapter/(down|up)/(kernel|bias))"
-    r"|vera/[ap]|prompt/embedding|(prompt/encoder|prefix)/\d/(kernel|bias)|prefix/embedding"
+    r"|embed/lora_(a|b|scale)|vera/[ap]|prompt/embedding|(prompt/encoder|prefix)/\d/(kernel|bias)|prefix/embedding"
 )
 
 

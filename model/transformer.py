@@ -153,7 +153,7 @@ def hidden(
 
 
 def _embedded(config: ModelConfig, params: Mapping[str, jax.Array], tokens_BT: jax.Array) -> jax.Array:
-    """What is looked up of each token: its row, and that of `embed/lora_a @ lora_b` (not in a tied head) if any."""
+    """What is looked up of each token: its row, and that of `embed/lora_a` @ `lora_b` (not in a tied head) if any."""
     x_BTD = params["embed/embedding"].astype(config.dtype)[tokens_BT]
     if "embed/lora_a" not in params:
         return x_BTD

@@ -148,14 +148,23 @@ def add_biases(params: Mapping[str, jax.Array]) -> Params:
 def fold_lora(params: Mapping[str, jax.Array]) -> Params:
     """The plain model that computes the same as one with LoRA, DoRA, VeRA or (IA)3 leaves.
 
-    Worked out in float32 and cast once. Leaves that no kernel can take in (bottlenecks, prompts) stay as they are.
-    Raises UserError for an adapter's bias beside a module that has none, and for a quantised kernel.
+    Worked out in float32 and cast once. Leaves that no kernel can take in (bottlenecks, prompts) stay as they are, and
+    so do those beside an embedding that is the head as well, for the head is without them. Raises UserError for an
+    adapter's bias beside a module that has none, and for a quantised kernel.
     """
     # An adapter that only some layers have is folded into these; `join` makes the stack whole again.
     pieces = cut(params, ())
     out = {path: leaf for path, leaf in pieces.items() if path.rpartition("/")[2] not in _ADDED}
     shared = {f"vera_{name}": out.pop(f"vera/{name}") for name in "ap" if f"vera/{name}" in out}
-    for stem in sorted({path.rpartition("/")[0] + "/" for path in pieces.keys() - out.keys()} - {"vera/"}):
+    if "embed/lora_a" in pieces:
+        low_rank = {f"embed/lora_{part}": pieces[f"embed/lora_{part}"] for part in ("a", "b", "scale")}
+        if pieces.keys() & {"head/kernel", "score/kernel"}:
+            a, b, scale = (leaf.astype(jnp.float32) for leaf in low_rank.values())
+            embedding = pieces["embed/embedding"]
+            out["embed/embedding"] = (embedding.astype(jnp.float32) + scale * a @ b).astype(embedding.dtype)
+        else:
+            out |= low_rank
+    for stem in sorted({path.rpartition("/")[0] + "/" for path in pieces.keys() - out.keys()} - {"vera/", "embed/"}):
         leaves = shared | {name: pieces[stem + name] for name in _ADDED if stem + name in pieces}
         if stem + "kernel" not in pieces:
             raise UserError(f"{stem}kernel is quantised: make the base plain first, then fold")

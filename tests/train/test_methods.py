@@ -11,6 +11,7 @@ import pytest
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import count, join, merge
+from limbeck.model.pretrained import load_pretrained, save_pretrained
 from limbeck.model.quantize import dequantized
 from limbeck.model.transformer import apply, init
 from limbeck.train.config import FitConfig, MethodConfig, OptimConfig
@@ -203,3 +204,49 @@ def test_what_cannot_be_is_said(name, settings, words):
         return
     with pytest.raises(UserError, match=words):
         prepare(name, ground(settings), OPTIM)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_embedding_takes_its_adapter_in_where_it_is_not_the_head_as_well(tied, tmp_path):
+    config = dataclasses.replace(CONFIG, tied_embedding=tied)
+    params = {path: leaf for path, leaf in BASE.items() if path != "head/kernel" or not tied}
+    keys = jax.random.split(jax.random.key(7), 2)
+    a_VR, b_RD = jax.random.normal(keys[0], (31, 2)), jax.random.normal(keys[1], (2, 16))
+    tuned = params | {"embed/lora_a": a_VR, "embed/lora_b": b_RD, "embed/lora_scale": jnp.full(1, 0.5)}
+    folded = plain(tuned)
+    assert ("embed/lora_a" in folded) == tied
+    save_pretrained(tmp_path / "model", config, folded)
+    loaded = load_pretrained(tmp_path / "model").params
+    for model in (folded, loaded):
+        got, expected = (apply(config, each, TOKENS_BT).logits_BTV for each in (model, tuned))
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert np.abs(apply(config, params, TOKENS_BT).logits_BTV - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["houlsby", "prefix", "p_tuning", "bias"])
+def test_what_stays_beside_the_kernels_is_saved_with_the_model(name, tmp_path):
+    tuned = plain(join(made(name).params))
+    save_pretrained(tmp_path / "model", CONFIG, tuned)
+    loaded = load_pretrained(tmp_path / "model").params
+    assert loaded.keys() == tuned.keys()
+    assert all(np.asarray(loaded[path]).tobytes() == np.asarray(leaf).tobytes() for path, leaf in tuned.items())
+
+
+@pytest.mark.parametrize(
+    "name, leaf, shape, words",
+    [
+        ("houlsby", "blocks/attn_adapter/up/kernel", (2, 3, 16), "do not fit the model or each other"),
+        ("prefix", "prompt/embedding", (3, 15), "do not fit the model or each other"),
+        ("lora", "blocks/attn/q/lora_c", (2, 3, 15), "surplus parameter blocks/attn/q/lora_c"),
+    ],
+)
+def test_added_leaves_that_do_not_fit_are_refused_when_they_are_read(name, leaf, shape, words, tmp_path):
+    save_pretrained(tmp_path / "model", CONFIG, {**join(made(name).params), leaf: jnp.zeros(shape)})
+    with pytest.raises(UserError, match=words):
+        load_pretrained(tmp_path / "model")
+
+
+def test_entries_that_stand_apart_are_put_in_before_a_model_is_saved(tmp_path):
+    with pytest.raises(UserError, match="unchosen"):
+        save_pretrained(tmp_path / "model", CONFIG, made("random").params)
+    assert not (tmp_path / "model").exists()

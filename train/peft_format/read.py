@@ -54,7 +54,8 @@ def _lora(found: Found, json: Json, fused_ranks: Mapping[str, list[int]], place:
         rank, factor = rank_and_scale(json, site.name, place)
         scale = np.asarray(factor, np.float32)
         if not site.dense:
-            added["embed"] = {OUTSIDE: {**_lora_embedding(site, tensors, rank, json, place), "lora_scale": scale}}
+            embedding = _lora_embedding(site, tensors, rank, json, place)
+            added["embed"] = {OUTSIDE: {**embedding, "lora_scale": scale.reshape(1)}}
             continue
         magnitude, bias = ("lora_magnitude_vector",) * dora, ("lora_B.bias",) * biased
         complete(tensors, ("lora_A.weight", "lora_B.weight", *magnitude, *bias), site, place)

@@ -109,7 +109,7 @@ def _lora(
     for site, parts in adapted.items():
         if not site.dense:
             leaves = parts[0] or {}
-            ranks[site] = (leaves["lora_a"].shape[1], float(leaves["lora_scale"]))
+            ranks[site] = (leaves["lora_a"].shape[1], leaves["lora_scale"].item())
             tensors[f"{site.name}.lora_embedding_A"] = leaves["lora_a"].T
             tensors[f"{site.name}.lora_embedding_B"] = leaves["lora_b"].T
             continue
@@ -148,7 +148,7 @@ def _side_by_side(
     """
     having = [leaves for leaves in own if leaves]
     first = having[0]
-    scales = {float(leaves["lora_scale"]) for leaves in having}
+    scales = {leaves["lora_scale"].item() for leaves in having}
     if len(having) == len(own) and len(scales) == 1 and all(_same(first["lora_a"], x["lora_a"]) for x in having):
         return first["lora_a"], put_together(site, [leaves["lora_b"] for leaves in having]), scales.pop(), []
     # One scale for all: of several, 1, and each b takes its own.
@@ -183,7 +183,7 @@ def _with_difference(
 
     Raises UserError where the kernel has changed by more than a product of their rank.
     """
-    rank, scale = leaves["lora_a"].shape[1], float(leaves["lora_scale"])
+    rank, scale = leaves["lora_a"].shape[1], leaves["lora_scale"].item()
     before, after = (where.needed(module, layer, "kernel") for where in (base, new))
     difference = after.astype(np.float64) - before.astype(np.float64)
     left, singular, right = np.linalg.svd(difference, full_matrices=False)
