@@ -216,7 +216,7 @@ def _table(found: dict[str, dict[str, Json]], title: str, parameters: int) -> Ta
                 for text in ((f"{each[key]:,.0f}", f"{shares[key]:.3f}") if key in each else ("", ""))
             ]
             trains = f"{each['parameters']:,}", f"{each['parameters'] / parameters:.2%}"
-            made.add_row(f"{library}: {name}", *trains, *counted, Summary(**shares["time_quartiles"]).text(), *memory)
+            made.add_row(f"{library} {name}", *trains, *counted, Summary(**shares["time_quartiles"]).text(), *memory)
         made.add_section()
     return made
 
