@@ -23,6 +23,9 @@ class Scripted:
     def __init__(self, config, params, tokenizer, batch_size=64):
         self.config, self.params, self.tokenizer = config, params, tokenizer
 
+    def prefix(self, adapter):
+        return 0
+
     def generate(self, requests):
         Scripted.asked += requests
         if requests[0].sampling.temperature:
