@@ -205,13 +205,10 @@ def _against(data: dict[str, Any], key: str) -> str:
         "params_total": "parameters",
         "params_trainable": "parameters that train",
     }[key]
-    return plots.quality(data.get("rows") or [], _metric(data), key, label)
-
-
-def _one_base(data: dict[str, Any]) -> bool:
-    """Whether the rows are ways of tuning one model, so that what differs is how much of it trains."""
     rows = data.get("rows") or []
-    return len(rows) > 2 and all("adapter_bytes" in row for row in rows if row.get("params_trainable"))
+    if key == "params_trainable":  # of the ways of tuning one model, which say what each keeps; a baseline is no such
+        rows = [row for row in rows if "adapter_bytes" in row]
+    return plots.quality(rows, _metric(data), key, label)
 
 
 def _bias_value(row: dict[str, Any]) -> str:
@@ -252,7 +249,7 @@ def _figures(data: dict[str, Any]) -> dict[str, markupsafe.Markup]:
     drawn = {
         "latency": _against(data, "latency_ms_p50"),
         "size": _against(data, "params_total"),
-        "trained": _against(data, "params_trainable") if _one_base(data) else "",
+        "trained": _against(data, "params_trainable"),
         "seconds": plots.break_even_lines(table, "seconds"),
         "flops": plots.break_even_lines(table, "FLOPs"),
         "curves": training_curves(data.get("curves") or {}, data.get("evaluations") or {}, _metric(data)),

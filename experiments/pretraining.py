@@ -4,6 +4,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def run(config: PretrainingConfig, rundir: Path) -> int:
     for name, value in facts:
         print(f"{name:22} {value}", file=sys.stderr)
     evaluate = _evaluation(config, start, held_out, sources)
-    training = trained(config, fit, rundir, start, loss_fn, stream, evaluate, per_step, "pretrain")
+    again = partial(_start, config, sources, rundir)
+    training = trained(config, fit, rundir, start, again, loss_fn, stream, evaluate, per_step, "pretrain")
     final = load_pretrained(rundir / "model")
     found = stage(rundir, "validation", lambda: _validated(start, final.params, held_out, evaluate))
     main = "bits_per_byte" if "bits_per_byte" in found["metrics"] else "perplexity"

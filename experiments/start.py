@@ -1,6 +1,7 @@
 """What a training begins with: a foundation from a folder, or random parameters of a named size."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,13 +26,13 @@ from limbeck.train.select import Selection
 
 
 class Start(NamedTuple):
-    """A model, its tokenizer, and what of it is to train; `base` is what it was before anything was added."""
+    """A model, its tokenizer, what of it is to train, and the paths of the leaves that a way of tuning added."""
 
     config: ModelConfig
     params: Params
     tokenizer: Tokenizer
     selection: Selection
-    base: Params
+    added: frozenset[str] = frozenset()
 
 
 def begin(
@@ -47,14 +48,13 @@ def begin(
         if loaded.tokenizer is None:
             raise UserError(f"{model} has no tokenizer: put its tokenizer.json into the folder")
         config = dataclasses.replace(loaded.config, scan=loaded.config.depth > UNROLLED)
-        return Start(config, loaded.params, loaded.tokenizer, Selection(), loaded.params)
+        return Start(config, loaded.params, loaded.tokenizer, Selection())
     path = Path(tokenizer) if tokenizer else rundir / "tokenizer.json"
     if not tokenizer and not path.exists():
         train_bpe(texts, vocab_size).save(path)
     own = load_tokenizer(path)
     config = sized(model, own.vocab_size, max_len)
-    params = init(config, jax.random.key(seed))
-    return Start(config, params, own, Selection(), params)
+    return Start(config, init(config, jax.random.key(seed)), own, Selection())
 
 
 def with_head(start: Start, labels: Sequence[str], seed: int) -> Start:
@@ -62,7 +62,7 @@ def with_head(start: Start, labels: Sequence[str], seed: int) -> Start:
     if not labels:
         return start
     config, params = add_head(start.config, start.params, labels, jax.random.split(jax.random.key(seed))[1])
-    return start._replace(config=config, params=params, base=params)
+    return start._replace(config=config, params=params)
 
 
 def adapted(
@@ -74,13 +74,20 @@ def adapted(
 
     `examples(n)` gives the loss and batches of n rows, for a method that looks at data first.
     """
-    ground = Ground(
-        start.config, start.params, config.method, config.seed, examples, start.tokenizer.encode
-    )
     also = ("score/.*",) if start.config.labels else ()
-    made = prepare(config.tuning, ground, config.fit.optim, also=also)
+    made = prepare(config.tuning, ground(start, config, examples), config.fit.optim, also=also)
+    print(f"tuning {config.tuning}: {made.about}", file=sys.stderr)
     fit = dataclasses.replace(config.fit, optim=made.optim)
-    return start._replace(params=made.params, selection=made.selection), fit
+    return start._replace(params=made.params, selection=made.selection, added=made.added), fit
+
+
+def ground(
+    start: Start,
+    config: PretrainingConfig | TuningConfig,
+    examples: Callable[[int], tuple[LossFn, Sequence[Batch]]] | None = None,
+) -> Ground:
+    """What a way of tuning begins with, in a run."""
+    return Ground(start.config, start.params, config.method, config.seed, examples, start.tokenizer.encode)
 
 
 def first_rows(stream: Stream, batch_size: int, count: int) -> list[Batch]:

@@ -3,7 +3,7 @@
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.rundir import stage
-from limbeck.experiments.start import Start
+from limbeck.experiments.start import Start, ground
 from limbeck.experiments.tracking import tracking
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.errors import UserError
@@ -21,9 +21,9 @@ from limbeck.train.config import FitConfig
 from limbeck.train.data import Stream
 from limbeck.train.loop import Evaluation, fit
 from limbeck.train.loss import Batch, LossFn
-from limbeck.train.methods import own_leaves, plain
+from limbeck.train.methods import plain, with_added, with_trained
 from limbeck.train.optim import make_optimizer
-from limbeck.train.peft_format import save_adapter
+from limbeck.train.peft_format import kind_of_leaf, save_adapter
 from limbeck.train.step import init_state, make_step
 
 _TIMED = 3  # steps whose median is a step's time
@@ -34,6 +34,7 @@ def trained(
     settings: FitConfig,
     rundir: Path,
     start: Start,
+    again: Callable[[], Start],
     loss_fn: LossFn,
     stream: Stream,
     evaluate: Callable[[Params], Evaluation],
@@ -43,7 +44,7 @@ def trained(
     """Trains what `start` selects, once, as the settings say; saves the model, adapters folded in.
 
     Gives curve, evaluations, train_seconds and skipped steps, as the report has them. `name` is the
-    stage's, in the run's folder, in its log and in the report.
+    stage's, in the run's folder, in its log and in the report; `again` gives the model as it was before tuning.
     """
 
     def compute() -> dict[str, Any]:
@@ -66,7 +67,7 @@ def trained(
         final = join(merge(fitted.trainable, fitted.frozen))
         save_pretrained(rundir / "model", start.config, plain(final), start.tokenizer)
         if fitted.frozen:
-            _save_adapter(config.model, start, {**start.base, **own_leaves(final, fitted.trainable)}, rundir)
+            _save_adapter(config, again, final, list(fitted.trainable), rundir / "adapter")
         return {
             "curve": fitted.curve,
             "evaluations": fitted.evaluations,
@@ -77,10 +78,24 @@ def trained(
     return stage(rundir, name, compute)
 
 
-def _save_adapter(base_name: str, start: Start, params: Params, rundir: Path) -> None:
-    """Writes what was tuned in PEFT's format, where that can say it."""
+def _save_adapter(
+    config: PretrainingConfig | TuningConfig,
+    again: Callable[[], Start],
+    tuned: Params,
+    trained: Sequence[str],
+    folder: Path,
+) -> None:
+    """Writes what was tuned in PEFT's format, where that can say it.
+
+    The base is read anew: a run that kept it in few bits does not hold the whole of it besides.
+    """
+    if not any(map(kind_of_leaf, tuned)):
+        print(f"no adapter folder beside the model: PEFT has no form for {config.tuning}", file=sys.stderr)
+        return
+    start = again()
+    whole = with_trained(with_added(config.tuning, ground(start, config)), tuned, trained)
     try:
-        save_adapter(rundir / "adapter", start.config, start.base, params, base_name=base_name)
+        save_adapter(folder, start.config, start.params, whole, base_name=config.model)
     except UserError as reason:
         print(f"no adapter folder beside the model: {reason}", file=sys.stderr)
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,7 +103,8 @@ def tuned(config: TuningConfig, rundir: Path) -> Tuned:
 
     evaluate = _evaluation(task, loss_fn, validation, config.fit.batch_size, answers)
     cost = stage(rundir, "cost", lambda: cost_of_step(loss_fn, fit, trainable, frozen, stream(0)))
-    training = trained(config, fit, rundir, start, loss_fn, stream, evaluate, per_step, "tune")
+    again = partial(_start, config, task, rundir, head)
+    training = trained(config, fit, rundir, start, again, loss_fn, stream, evaluate, per_step, "tune")
     final = load_pretrained(rundir / "model")
     tested = stage(rundir, "test", lambda: _tested(task, final.params, answers, start, head))
     row = {
@@ -110,7 +112,7 @@ def tuned(config: TuningConfig, rundir: Path) -> Tuned:
         "params_trainable": count(trainable),
         "train_seconds": training["train_seconds"],
         "flops_per_step": per_step,
-        "adapter_bytes": nbytes({k: v for k, v in start.params.items() if k in trainable or k not in start.base}),
+        "adapter_bytes": nbytes(trainable) + nbytes({k: v for k, v in frozen.items() if k in start.added}),
         **cost,
     }
     skipped = [*task.skipped, *rows.skipped, *too_long, *training["skipped"]]

@@ -22,7 +22,7 @@ from limbeck.train.loss import Batch, LossFn
 
 Indices = dict[str, np.ndarray]
 Scores = dict[str, jax.Array]
-Score = Literal["absolute", "snip", "movement"]
+Score = Literal["gradient", "movement"]
 
 _GROUP_BYTES = 1 << 30  # of float32 scores at a time; the gradients that they are made of take as much again
 
@@ -56,13 +56,12 @@ def gradient_entries(
     *,
     targets: str,
     share: float,
-    score: Score = "absolute",
+    score: Score = "gradient",
 ) -> Indices:
     """The entries that the gradient g over all rows of the batches speaks for most.
 
-    `absolute`: |g|, what the first steps move. `snip`: |w g|, how much the loss depends on the entry being there (Lee
-    et al. 2019, arXiv 1810.02340, eq. 6). `movement`: -w g, the entries that move away from zero (Sanh et al. 2020,
-    arXiv 2005.07683, eq. 3, here at the weights as they are). Memory, passes and errors as in `fisher_entries`.
+    `gradient`: |g|, what the first steps move. `movement`: -w g, the entries that move away from zero (Sanh et al.
+    2020, arXiv 2005.07683, eq. 3, here at the weights as they are). Memory, passes and errors as in `fisher_entries`.
     """
     one_of("score", score, get_args(Score))
 
@@ -71,30 +70,20 @@ def gradient_entries(
         return {path: total[path] + gradient[path] for path in total}
 
     def scores(weights: jax.Array, gradient: jax.Array) -> jax.Array:
-        match score:
-            case "absolute":
-                return jnp.abs(gradient)
-            case "snip":
-                return jnp.abs(weights * gradient)
-            case "movement":
-                return -weights * gradient
+        return jnp.abs(gradient) if score == "gradient" else -weights * gradient
 
     summed = _scored("gradients", add, params, batches, targets, share)
     return {path: _each_layer(path, scores(weights, gradient), k) for path, weights, gradient, k in summed}
 
 
-def magnitude_entries(
-    params: Mapping[str, jax.Array], *, targets: str, share: float, smallest: bool = False
-) -> Indices:
-    """The entries of the largest |w| (SHiRA-WM, Bhardwaj et al. 2024, arXiv 2406.13175), or of the smallest.
+def magnitude_entries(params: Mapping[str, jax.Array], *, targets: str, share: float) -> Indices:
+    """The entries of the largest |w| (SHiRA-WM, Bhardwaj et al. 2024, arXiv 2406.13175).
 
-    The smallest are PaFi's (Liao et al. 2023, arXiv 2305.16742): what the model needs least is free to change. Raises
-    UserError as `targeted` does.
+    Raises UserError as `targeted` does.
     """
     found: Indices = {}
     for path, k in targeted(params, targets, share).items():
-        leaf = _piece(params, path)
-        found[path] = _each_layer(path, -jnp.abs(leaf) if smallest else jnp.abs(leaf), k)
+        found[path] = _each_layer(path, jnp.abs(_piece(params, path)), k)
     return found
 
 

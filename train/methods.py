@@ -6,18 +6,17 @@ and nothing else, and only that is in the optimiser's state and in checkpoints.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from limbeck.model.added import ADDED
 from limbeck.model.chosen import choose, unchosen
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError, nearest
-from limbeck.model.params import Params, block_path, merge
+from limbeck.model.params import Params, block_path, join, merge
 from limbeck.model.quantize import dequantized, quantize
 from limbeck.train import masks, soft_prompts
 from limbeck.train.adapters import add_biases, add_bottleneck, add_ia3, add_lora, add_vera, fold_lora
@@ -33,6 +32,8 @@ from limbeck.train.select import (
     last_blocks,
     lora_only,
 )
+
+_Criterion = Literal["entries", "random", "magnitude", "fisher", "gradient", "movement"]
 
 KERNELS = r"blocks/(attn|mlp)/\w+/kernel"  # what the low-rank methods go beside: every dense kernel (arXiv 2305.14314)
 
@@ -62,11 +63,14 @@ class Method:
 
 
 class Prepared(NamedTuple):
-    """The parameters that a method made, what of them trains, and the optimiser's settings with its rates."""
+    """The parameters that a method made, what of them trains, and the optimiser's settings with its rates; the method
+    in words, and the paths of the leaves that it added."""
 
     params: Params
     selection: Selection
     optim: OptimConfig
+    about: str
+    added: frozenset[str]
 
 
 def prepare(name: str, ground: Ground, optim: OptimConfig, *, also: tuple[str, ...] = ()) -> Prepared:
@@ -76,21 +80,30 @@ def prepare(name: str, ground: Ground, optim: OptimConfig, *, also: tuple[str, .
     bfloat16, or its dense kernels in int8 or NF4. Raises UserError for a name that is neither a method nor a pattern
     that matches, and for settings that the method cannot have.
     """
-    method = METHODS.get(name)
-    if method is None:
-        try:
-            apply_selection(Selection((name,)), ground.params)
-        except UserError as error:
-            hint = nearest(name, METHODS) or f"; the methods are {', '.join(METHODS)}"
-            raise UserError(f"tuning {name!r} is no method{hint}; and as a pattern: {error}") from error
-        method = Method("the leaves that a pattern names", (name,))
-    params = method.add(ground)
+    method, params = _method(name, ground.params), with_added(name, ground)
     trains = method.trains if isinstance(method.trains, tuple) else method.trains(ground)
     selection = Selection((*trains, *also))
     rates = (*method.rates, *optim.rates)
     optim = dataclasses.replace(optim, learning_rate=optim.learning_rate * method.rate, rates=rates)
     base = method.base if ground.settings.base == "as_is" else ground.settings.base
-    return Prepared(_based(params, selection, base), selection, optim)
+    added = frozenset(params.keys() - ground.params.keys())
+    return Prepared(_based(params, selection, base, added), selection, optim, method.about, added)
+
+
+def with_added(name: str, ground: Ground) -> Params:
+    """The model as the method of that name begins with it, nothing of it kept in fewer bits."""
+    return _method(name, ground.params).add(ground)
+
+
+def _method(name: str, params: Params) -> Method:
+    if name in METHODS:
+        return METHODS[name]
+    try:
+        apply_selection(Selection((name,)), params)
+    except UserError as error:
+        hint = nearest(name, METHODS) or f"; the methods are {', '.join(METHODS)}"
+        raise UserError(f"tuning {name!r} is no method{hint}; and as a pattern: {error}") from error
+    return Method("the leaves that a pattern names", (name,))
 
 
 def plain(params: Params) -> Params:
@@ -101,23 +114,27 @@ def plain(params: Params) -> Params:
     return fold_lora(unchosen(soft_prompts.fold(dequantized(params))))
 
 
-def own_leaves(params: Params, trained: Params) -> Params:
-    """Of a whole model, what tuning made: the leaves that trained and those that were added, without the base."""
-    names = {(block_path(path) or (None, path))[1] for path in trained}
-    return {
-        path: leaf
-        for path, leaf in params.items()
-        if (block_path(path) or (None, path))[1] in names or (ADDED.fullmatch(path) and not path.endswith("/bias"))
-    }
+def with_trained(params: Params, tuned: Params, trained: Iterable[str]) -> Params:
+    """The model that a method began with (`with_added`), and in it what trained, under the paths `trained`, of `tuned`.
+
+    Frozen kernels are then those of `params`, in full, whatever the training kept in their place.
+    """
+    names = {_inner(path) for path in trained}
+    return join(params) | {path: leaf for path, leaf in join(tuned).items() if _inner(path) in names}
 
 
-def _based(params: Params, selection: Selection, base: str) -> Params:
-    """The parameters with what is frozen in fewer bits."""
+def _inner(path: str) -> str:
+    return (block_path(path) or (None, path))[1]
+
+
+def _based(params: Params, selection: Selection, base: str, added: Container[str]) -> Params:
+    """The parameters with what is frozen of the base in fewer bits."""
     if base == "as_is":
         return params
     trainable, frozen = apply_selection(selection, params)
     if base == "bfloat16":
-        half = {path: _halved(leaf) for path, leaf in frozen.items()}
+        # A scale is one number, and an adapter is written with it: what was added keeps its bits.
+        half = {path: leaf if path in added else _halved(leaf) for path, leaf in frozen.items()}
         return merge(trainable, half)
     kernels = {path for path in frozen if path.endswith("/kernel") and ("/attn/" in path or "/mlp/" in path)}
     if not kernels:
@@ -148,7 +165,7 @@ def _lora(ground: Ground, **more: object) -> Params:
     )
 
 
-def _chosen(ground: Ground, criterion: str) -> Params:
+def _chosen(ground: Ground, criterion: _Criterion) -> Params:
     own = ground.settings
     choice: dict[str, Any] = {"targets": own.targets or KERNELS, "share": own.share}
     match criterion:
@@ -163,9 +180,11 @@ def _chosen(ground: Ground, criterion: str) -> Params:
         case _:
             if ground.examples is None:
                 raise UserError(f"{criterion} looks at examples, and there are none here: use random or magnitude")
-            by_data = {"fisher": masks.fisher_entries, "gradient": masks.gradient_entries}[criterion]
             loss_fn, batches = ground.examples(own.examples)
-            indices = by_data(loss_fn, ground.params, batches, **choice)
+            if criterion == "fisher":
+                indices = masks.fisher_entries(loss_fn, ground.params, batches, **choice)
+            else:
+                indices = masks.gradient_entries(loss_fn, ground.params, batches, **choice, score=criterion)
     return choose(ground.params, indices)
 
 
@@ -281,5 +300,11 @@ METHODS: Mapping[str, Method] = {
     "magnitude": Method("the largest entries", _ENTRIES, partial(_chosen, criterion="magnitude"), 3),
     "random": Method("random entries (SHiRA, arXiv 2406.13175)", _ENTRIES, partial(_chosen, criterion="random"), 3),
     "gradient": Method("the entries of the largest gradients", _ENTRIES, partial(_chosen, criterion="gradient"), 3),
+    "movement": Method(
+        "the entries that the loss moves away from zero most (arXiv 2005.07683)",
+        _ENTRIES,
+        partial(_chosen, criterion="movement"),
+        3,
+    ),
     "entries": Method("the entries that a file names", _ENTRIES, partial(_chosen, criterion="entries"), 3),
 }

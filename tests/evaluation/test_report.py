@@ -216,6 +216,21 @@ def test_what_is_measured_does_not_read_not_measured(tmp_path, data):
             assert "not measured" not in section, title
 
 
+def test_ways_of_tuning_are_set_against_what_trains_and_baselines_are_not(tmp_path):
+    def row(method, value, trainable, **more):
+        return {"method": method, "metrics": {"accuracy": {"value": value}}, "params_trainable": trainable, **more}
+
+    ways = [row(f"way{i}", 0.5 + i / 10, 10.0**i, adapter_bytes=4, step_bytes=8, step_seconds=0.1) for i in (1, 2, 3)]
+    write_report(tmp_path, {"rows": [*ways, row("counted_words", 0.9, 99)]})
+    page = (tmp_path / "report.html").read_text()
+    figures = [text for text in page.split("<svg ") if "parameters that train" in text]
+    assert len(figures) == 1
+    assert all(f"way{i}" in figures[0].partition("</svg>")[0] for i in (1, 2, 3))
+    assert "counted_words" not in figures[0].partition("</svg>")[0]
+    write_report(tmp_path, {"rows": [row("counted_words", 0.9, 99), row("full", 0.8, 999)]})
+    assert "parameters that train" not in (tmp_path / "report.html").read_text()
+
+
 class Reader(HTMLParser):
     """Collects what a browser would fetch or run, and checks that every element is closed."""
 

@@ -1,6 +1,8 @@
 """Every way of tuning: begins as the base, moves what it says and not one bit else, ends as a plain model."""
 
 import dataclasses
+import tempfile
+from pathlib import Path
 from typing import cast
 
 import jax
@@ -17,8 +19,10 @@ from limbeck.model.transformer import apply, init
 from limbeck.train.config import FitConfig, MethodConfig, OptimConfig
 from limbeck.train.loop import fit
 from limbeck.train.loss import token_loss
-from limbeck.train.methods import METHODS, Ground, plain, prepare
+from limbeck.train.masks import random_entries
+from limbeck.train.methods import METHODS, Ground, plain, prepare, with_added, with_trained
 from limbeck.train.optim import average_of, make_optimizer
+from limbeck.train.peft_format import load_adapter, save_adapter
 from limbeck.train.select import apply_selection, describe, moved, table
 from limbeck.train.step import init_state, make_step
 
@@ -31,7 +35,6 @@ TOKENS_BT = jax.random.randint(jax.random.key(3), (2, 9), 0, 31)
 # Decay, clipping, accumulation and the average: the usual ways in which a frozen weight moves all the same.
 OPTIM = OptimConfig(learning_rate=3e-3, warmup=0.0, weight_decay=0.1, decays=(".*",), clip=0.5, average=0.9)
 SETTINGS = MethodConfig(rank=2, share=0.1, length=3, text="12 5 7", examples=4)
-NAMES = sorted(METHODS.keys() - {"entries"})  # what a file names: test_mask_file.py
 BEGINS_ELSEWHERE = {"prompt", "p_tuning", "prefix", "qlora"}  # virtual tokens are seen at once; codes are rounded
 ROUNDED = {"pissa": 2e-6, "dora": 2e-6}  # the kernel is taken apart, or divided by its own norm
 
@@ -57,7 +60,12 @@ def ground(settings: MethodConfig = SETTINGS, params=BASE, config=CONFIG) -> Gro
 
 
 def made(name: str, settings: MethodConfig = SETTINGS):
-    return prepare(name, ground(settings), OPTIM)
+    if name != "entries":
+        return prepare(name, ground(settings), OPTIM)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "mask.npz"
+        np.savez(file, **random_entries(BASE, targets="blocks/attn/q/kernel|embed/embedding", share=0.1))  # pyright: ignore[reportArgumentType]
+        return prepare(name, ground(dataclasses.replace(settings, entries=str(file))), OPTIM)
 
 
 @jax.jit
@@ -69,7 +77,7 @@ def logits(params):
     return np.asarray(_logits(params))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", METHODS)
 def test_what_trains_moves_and_not_one_bit_else(name, tmp_path):
     prepared = made(name)
     trainable, frozen = apply_selection(prepared.selection, prepared.params)
@@ -86,7 +94,7 @@ def test_what_trains_moves_and_not_one_bit_else(name, tmp_path):
     assert count(fitted.trainable) == count(trainable)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", METHODS)
 def test_the_optimiser_and_the_average_exist_for_what_trains_alone(name):
     prepared = made(name)
     trainable, _ = apply_selection(prepared.selection, prepared.params)
@@ -97,7 +105,7 @@ def test_the_optimiser_and_the_average_exist_for_what_trains_alone(name):
     assert average is not None and average.keys() == trainable.keys()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in BEGINS_ELSEWHERE])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in BEGINS_ELSEWHERE])
 def test_a_method_begins_as_its_base(name):
     begun = logits(made(name).params)
     if name in ROUNDED:
@@ -106,22 +114,46 @@ def test_a_method_begins_as_its_base(name):
         np.testing.assert_array_equal(begun, logits(BASE))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", METHODS)
 def test_what_was_trained_is_computed_by_the_plain_model_too(name):
     prepared = made(name)
     trainable, frozen = apply_selection(prepared.selection, prepared.params)
-    keys = jax.random.split(jax.random.key(5), len(trainable))
-    bent = {
-        path: leaf + 0.05 * jax.random.normal(key, leaf.shape)
-        for key, (path, leaf) in zip(keys, sorted(trainable.items()), strict=True)
-    }
-    tuned = join(merge(bent, frozen))
+    tuned = join(merge(bent(trainable), frozen))
     folded = plain(tuned)
     assert np.abs(logits(tuned) - logits(prepared.params)).max() > 1e-4
     np.testing.assert_allclose(logits(folded), logits(tuned), atol=1e-5)
     kept_beside = ("prompt/", "blocks/attn/prefix", "blocks/attn_adapter", "blocks/mlp_adapter")
     extra = {path for path in folded.keys() - BASE.keys() if not path.startswith(kept_beside)}
     assert extra == ({path for path in folded if path.endswith("/bias")} if name in ("bias", "bias_norm") else set())
+
+
+def bent(trainable):
+    """Other values of what trains."""
+    keys = jax.random.split(jax.random.key(5), len(trainable))
+    return {
+        path: leaf + 0.05 * jax.random.normal(key, leaf.shape)
+        for key, (path, leaf) in zip(keys, sorted(trainable.items()), strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    "name, base",
+    [(name, "as_is") for name in ("lora", "rslora", "lora_orthogonal", "pissa", "dora", "vera", "ia3", "prompt")]
+    + [("p_tuning", "as_is"), ("prefix", "as_is"), ("qlora", "as_is"), ("pissa", "int8"), ("rslora", "bfloat16")],
+)
+def test_the_adapter_of_a_run_makes_of_its_base_what_was_tuned(name, base, tmp_path):
+    """As runs write it; over a base in few bits, what the tuned leaves make of the base in full."""
+    settings = dataclasses.replace(SETTINGS, base=base)
+    prepared, begun = made(name, settings), with_added(name, ground(settings))
+    assert prepared.added == begun.keys() - BASE.keys()
+    trainable, frozen = apply_selection(prepared.selection, prepared.params)
+    tuned = merge(bent(trainable), frozen)
+    whole = with_trained(begun, tuned, trainable)
+    if name != "qlora" and base == "as_is":
+        np.testing.assert_allclose(logits(whole), logits(tuned), atol=1e-6)
+    assert np.abs(logits(whole) - logits(BASE)).max() > 1e-3
+    save_adapter(tmp_path, CONFIG, BASE, whole)
+    np.testing.assert_allclose(logits(load_adapter(tmp_path, CONFIG, BASE)), logits(whole), atol=1e-5)
 
 
 @pytest.mark.parametrize(
