@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -136,12 +137,18 @@ def _value(json: Json, ours: str, theirs: str) -> Any:
     elif hint is int:
         right, wanted = number and isinstance(value, int) and 0 < value < 2**31, "a positive whole number"
     elif hint in (float, float | None):
-        right, wanted = number and 0 < value < math.inf, "a positive number"
+        right, wanted = number and 0 < value < sys.float_info.max, "a positive number"
     else:
         right, wanted = isinstance(value, str), "a name"
     if not right and not (value is None and (ours in _MAY_BE_NULL or hint == float | None)):
         raise UserError(f"{theirs}={value!r} in the config: {wanted} is wanted")
-    return value
+    return _real(hint, value)
+
+
+def _real(hint: Any, value: Any) -> Any:
+    """A whole number as a float where a float is meant: 2 ** 31 would overflow the integers of an accelerator."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < sys.float_info.max
+    return float(value) if whole and hint in (float, float | None) else value
 
 
 def _labels(json: Json) -> tuple[str, ...]:
@@ -169,11 +176,13 @@ def _from_json(kind: type, fields: Any) -> Any:
     for name in fields if isinstance(fields, dict) else ():
         if name not in legal:
             raise UserError(f"unknown field {name!r}{nearest(name, legal)}")
+    hints = get_type_hints(kind)
     try:
-        made = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        made = kind(**{name: _real(hints[name], value) for name, value in plain.items()})
     except (TypeError, AttributeError) as error:
         raise UserError(f"a field is missing or of the wrong type: {error}") from error
-    for name, hint in get_type_hints(kind).items():
+    for name, hint in hints.items():
         if not _fits(hint, getattr(made, name)):
             raise UserError(f"{name}={getattr(made, name)!r}: {getattr(hint, '__name__', hint)} is wanted")
     return made
@@ -189,5 +198,6 @@ def _fits(hint: Any, value: Any) -> bool:
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(arms[0], item) for item in value)
     if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+        huge = isinstance(value, int) and hint is float and abs(value) > sys.float_info.max
+        return isinstance(value, (int, hint)) and not isinstance(value, bool) and not huge
     return isinstance(value, hint)

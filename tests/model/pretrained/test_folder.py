@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from limbeck.model.config import ModelConfig
@@ -292,6 +292,9 @@ _KEYS = st.sampled_from(
 
 
 @settings(max_examples=300, deadline=None)
+@example(family="limbeck", changes={"attention_scale": 2**31})
+@example(family="limbeck", changes={"embedding_scale": 10**400})
+@example(family="gemma2", changes={"attn_logit_softcapping": 2**31})
 @given(family=st.sampled_from([*FAMILIES, "limbeck"]), changes=st.dictionaries(_KEYS, _ANY, min_size=1, max_size=3))
 def test_whatever_a_config_says_it_is_read_or_refused_in_one_line(family, changes):
     published = {**FAMILIES[family].omitted} if family in FAMILIES else {}
