@@ -7,6 +7,7 @@ rows [{method, metrics {name: {value, ci95, n}}, ...: see _COLUMNS}], claims [{n
 curves {stage: [[step, loss], ...]}, evaluations {stage: [{step, validation_loss, the metric, ...}]},
 ambiguity {see _ASKED: [[answer, probability], ...]}, break_even [of `break_even_table`],
 bias [{model, probe, value, ci95, n, ideal, perplexity}],
+rates [{method, best, tried [[factor on its learning rate, the metric on validation data], ...]}],
 offline {rows, coverage, lookup_us_p50, online_ms_p50, speedup, same_answers},
 samples [{input, answer, and every method's answer by its name}], texts [{prompt, text}], skipped [a line each].
 
@@ -42,6 +43,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "params_trainable": ("trainable", quantity),
     "bytes": ("size", lambda value: quantity(value, "B")),
     "train_seconds": ("training", duration),
+    "learning_rate": ("learning rate", lambda value: f"{value:.2g}"),
     "flops_per_step": ("FLOPs a step", quantity),
     "step_seconds": ("a step", lambda value: quantity(value, "s")),
     "step_bytes": ("memory of a step", lambda value: quantity(value, "B")),
@@ -62,7 +64,7 @@ _ASKED = {
 }
 _BLOCKS = {
     "rows": list, "claims": list, "break_even": list, "bias": list, "samples": list, "texts": list, "skipped": list,
-    "facts": list, "curves": dict, "evaluations": dict, "ambiguity": dict, "offline": dict, "task": dict,
+    "facts": list, "curves": dict, "evaluations": dict, "ambiguity": dict, "offline": dict, "rates": list, "task": dict,
     "machine": dict, "versions": dict, "metric": str,
 }
 _COUNTS_HITS = ("accuracy", "macro_f1", "matthews", "micro_f1", "label_macro_f1", "exact_match")

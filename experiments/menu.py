@@ -1,6 +1,7 @@
 """Ways of tuning side by side: each from the same start, on the same records, in one report."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -10,31 +11,53 @@ from limbeck.experiments.machine import provenance
 from limbeck.experiments.menu_config import MenuConfig
 from limbeck.experiments.rundir import stage
 from limbeck.experiments.tuning import Tuned, tuned
+from limbeck.train.config import Keep
 
 
 def run(config: MenuConfig, rundir: Path) -> int:
-    """Tunes in every way, one after the other, each in a folder of its own, and reports; exit status 0."""
-    done: dict[str, Tuned] = {}
+    """Tunes in every way at every rate, each in a folder of its own, and reports each way's best; exit status 0.
+
+    The rate is chosen on the validation split; the report's rows are of the test split.
+    """
+    best: dict[str, Tuned] = {}
+    tried: list[dict[str, Any]] = []
+    spent = 0.0
     for number, method in enumerate(config.methods):
-        folder = rundir / f"{number:02}-{method}" if method.isidentifier() else rundir / f"{number:02}"
-        folder.mkdir(exist_ok=True)
-        done[method] = tuned(config.of(method), folder)
-    task = next(iter(done.values())).task
+        name = f"{number:02}-{method}" if method.isidentifier() else f"{number:02}"
+        done: dict[float, Tuned] = {}
+        for rate in config.rates:
+            folder = rundir / name / f"rate-{rate:g}"
+            folder.mkdir(parents=True, exist_ok=True)
+            done[rate] = tuned(config.of(method, rate), folder)
+        kept = {rate: _kept(each, config.tuning.fit.keep) for rate, each in done.items()}
+        chosen = max(kept, key=lambda rate: kept[rate]["score"])
+        best[method], metric = done[chosen], f"validation_{done[chosen].task.metric}"
+        tried.append({"method": method, "best": chosen, "tried": [[rate, kept[rate][metric]] for rate in kept]})
+        spent += sum(each.training["train_seconds"] for each in done.values())
+    first = best[config.methods[0]]
+    task = first.task
     data = {
-        "title": f"Limbeck: {task.name}, tuned in {len(done)} ways",
+        "title": f"Limbeck: {task.name}, tuned in {len(best)} ways",
         **provenance(rundir, config.tuning.seed),
-        "seconds": sum(each.training["train_seconds"] for each in done.values()),
+        "seconds": spent,
         "task": {"name": task.name, "train": len(task.splits["train"]), "test": len(task.splits["test"])},
         "metric": task.metric,
         "rows": [
-            *({"method": name, **each.row} for name, each in done.items()),
+            *({"method": name, **each.row} for name, each in best.items()),
             *stage(rundir, "baselines", lambda: baselines(task)),
         ],
-        "curves": {name: each.training["curve"] for name, each in done.items()},
-        "evaluations": {name: each.training["evaluations"] for name, each in done.items()},
-        "skipped": next(iter(done.values())).skipped,
+        **({"rates": tried} if len(config.rates) > 1 else {}),
+        "curves": {name: each.training["curve"] for name, each in best.items()},
+        "evaluations": {name: each.training["evaluations"] for name, each in best.items()},
+        "skipped": first.skipped,
     }
     write_report(rundir, data)
     Console().print(terminal_table(data))
     print(f"the report is {rundir / 'report.html'}")
     return 0
+
+
+def _kept(done: Tuned, keep: Keep) -> dict[str, Any]:
+    """The evaluation of the parameters that a tuning gave."""
+    evaluations = done.training["evaluations"]
+    return evaluations[-1] if keep == "last" else max(evaluations, key=lambda found: found["score"])

@@ -112,6 +112,7 @@ def tuned(config: TuningConfig, rundir: Path) -> Tuned:
         "params_trainable": count(trainable),
         "train_seconds": training["train_seconds"],
         "flops_per_step": per_step,
+        "learning_rate": fit.optim.learning_rate,
         "adapter_bytes": nbytes(trainable) + nbytes({k: v for k, v in frozen.items() if k in start.added}),
         **cost,
     }
