@@ -217,6 +217,12 @@ def _bottleneck(ground: Ground, halves: tuple[str, ...]) -> Params:
     return add_bottleneck(ground.params, jax.random.key(ground.seed), rank=ground.settings.rank, halves=halves)
 
 
+def _head(ground: Ground) -> tuple[str, ...]:
+    if not ground.params.keys() & {"head/kernel", "score/kernel"}:
+        raise UserError("tuning head: this model's head is its embedding; use `embeddings`")
+    return ("(head|score)/kernel", "norm/.*")
+
+
 def _biases(ground: Ground) -> Params:
     has = any(path.endswith("/bias") for path in ground.params)
     return ground.params if has else add_biases(ground.params)
@@ -236,7 +242,7 @@ METHODS: Mapping[str, Method] = {
     "bias_norm": Method("biases and norms", bias_norm().patterns, _biases, 10),
     "attention": Method("the attention half of every block", ("blocks/attn/.*",)),
     "embeddings": Method("the embeddings", ("(embed|positions)/embedding",)),
-    "head": Method("the head and the final norm", ("(head|score)/kernel", "norm/.*")),
+    "head": Method("the head and the final norm", _head),
     "first_blocks": Method("the first blocks", partial(_blocks, first=True)),
     "last_blocks": Method("the last blocks and the final norm", partial(_blocks, first=False)),
     "lora": Method("low-rank adapters (arXiv 2106.09685)", _LOW_RANK, _lora, 10),

@@ -22,7 +22,7 @@ config = MenuConfig(
         "data", "tiny", FitConfig(6, 4, 64, OptimConfig(learning_rate=1e-3), evaluate_every=3, keep="best"),
         vocab_size=300, max_len=64,
     ),
-    ("small", r"blocks/0/.*"),
+    ("small", r"blocks/0/.*", "entries"),
     (("small", {"tuning": "lora", "rank": 1}),),
     (1.0, 30.0),
 )
@@ -55,6 +55,7 @@ def test_each_way_is_reported_at_the_rate_that_validation_prefers(tmp_path, caps
         assert row["learning_rate"] == pytest.approx(1e-3 * tried["best"] * (10 if name == "00-small" else 1))
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "Learning rates tried" in page and "| x 1 | x 30 |" in (folder / "report.md").read_text(encoding="utf-8")
+    assert ["entries at 1 times its rate: entries is empty" in line for line in report["skipped"]] == [True, False]
     capsys.readouterr()
     assert main(words) == 0  # what is done is not done again
     assert "steps" not in capsys.readouterr().err
