@@ -12,6 +12,7 @@ from limbeck.model.config import ModelConfig
 from limbeck.model.layers import Linear, Norm, Turn, rotate, softcap
 
 ATTENDED = "attended"  # what a rematerialisation may keep by this name
+SEEN = "intermediates"  # the collection, mutable where it is asked for, that queries, keys and values are put into
 _MASKED = -1e30  # finite: a query that sees nothing gets a uniform row instead of NaN
 
 
@@ -91,6 +92,19 @@ def attend_causally(
         for end in (prefix + high,)
     ]
     return _by_tokens(jnp.concatenate(cast(list[jax.Array], parts), 2), q_BTNH.shape)
+
+
+def distributions(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    mask_BTS: jax.Array,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> jax.Array:
+    """Log-probabilities [B, N, T, S], float32, of what `attend` takes the mean of the values by."""
+    q, k, _ = _by_heads(q_BTNH, k_BSKH, k_BSKH, scale)
+    B, T, N, _ = q_BTNH.shape
+    return jax.nn.log_softmax(_scores(q, k, mask_BTS, cap)).reshape(B, N, T, -1)
 
 
 def stretches(length: int) -> int:
@@ -194,6 +208,7 @@ class Attention(nn.Module):
             return rotate(x_BTNH, place.turn) if name != "v" and place.turn else x_BTNH
 
         q_BTNH, k_BTKH, v_BTKH = heads("q", c.num_heads), heads("k", c.num_kv_heads), heads("v", c.num_kv_heads)
+        self.sow(SEEN, "qkv", {"q": q_BTNH, "k": k_BTKH, "v": v_BTKH})
         if cache is None:
             mask_BTS = visible(positions_BT, positions_BT, place.segments_BT, place.segments_BT, place.window)
             k_BSKH, v_BSKH = k_BTKH, v_BTKH
