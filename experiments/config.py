@@ -17,7 +17,7 @@ import pkgutil
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,16 +68,12 @@ def override(config: Any, argv: Sequence[str]) -> Any:
     """`config` with the fields that command-line words such as `--model.width 64 --seed=3` name.
 
     Hyphens and underscores are the same in a name; a truth value is written out (`True` or `False`), a tuple
-    as several words.
+    as several words. The beginning of a name may be left out where its end is that of one field: `--task` for
+    `--tuning.task`.
     Raises UserError for an unknown field, and for a value that is not of its field's type.
     """
-    settings = _settings(argv)
     hints = _hints(config)
-    for name in settings:
-        if name not in hints:
-            raise UserError(
-                f"unknown field --{name}{nearest(name, hints)}; the fields are {', '.join(_beside(name, hints))}"
-            )
+    settings = {_whole(name, hints): values for name, values in _settings(argv).items()}
     words = [word for name, values in settings.items() for word in (f"--{name}", *values)]
     try:
         return _parse(config, words)
@@ -158,6 +154,18 @@ def _hints(config: Any) -> dict[str, Any]:
         else:
             flat[field.name] = hints[field.name]
     return flat
+
+
+def _whole(name: str, fields: Collection[str]) -> str:
+    """The field that is called `name`, or whose name alone ends in it."""
+    meant = [field for field in fields if field == name] or [field for field in fields if field.endswith(f".{name}")]
+    if len(meant) > 1:
+        raise UserError(f"--{name} may be any of {', '.join(f'--{field}' for field in meant)}: say which")
+    if not meant:
+        raise UserError(
+            f"unknown field --{name}{nearest(name, fields)}; the fields are {', '.join(_beside(name, fields))}"
+        )
+    return meant[0]
 
 
 def _beside(name: str, fields: Iterable[str]) -> list[str]:

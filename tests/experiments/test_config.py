@@ -52,6 +52,7 @@ class Config:
         ("--sizes=3", {"sizes": (3,)}),
         ("--model.width 16 --seed 1", {"model.width": 16, "seed": 1}),
         ("--model.kind layer", {"model.kind": "layer"}),
+        ("--width 16 --kind=layer", {"model.width": 16, "model.kind": "layer"}),
     ],
 )
 def test_override_changes_the_named_fields_alone(words: str, changed: dict) -> None:
@@ -90,6 +91,20 @@ def test_a_mistaken_override_is_one_line_that_helps(words: str, message: str, ca
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_end_of_a_name_means_the_field_that_it_alone_ends() -> None:
+    @dataclass(frozen=True)
+    class Pair:
+        width: int = 1
+        first: Inner = Inner()
+        second: Inner = Inner()
+
+    assert override(Pair(), ["--width", "3"]).width == 3  # a field of its own goes before one within
+    with pytest.raises(UserError, match="--kind may be any of --first.kind, --second.kind: say which"):
+        override(Pair(), ["--kind", "layer"])
+    with pytest.raises(UserError, match="unknown field --idth"):
+        override(Pair(), ["--idth", "4"])
 
 
 def test_fields_that_constrain_each_other_are_set_together() -> None:
