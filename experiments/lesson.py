@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from limbeck.distill.config import DistilConfig
 from limbeck.distill.teacher import STUDENT, distillation_loss, with_teacher
 from limbeck.distill.transfer_set import write_transfer_set
 from limbeck.evaluation import bias
@@ -75,13 +76,10 @@ def run(config: LessonConfig, rundir: Path) -> int:
 
     teacher = lesson.engine("full")
     written = lesson.stage("transfer_set", lambda: _transfer_set(lesson, teacher))
-    loss_fn = distillation_loss(
-        student_config,
-        base_config,
-        config.distil_objective,
-        temperature=config.distil_temperature,
-        hard_weight=config.distil_hard_weight,
+    how = DistilConfig(
+        config.distil_objective, temperature=config.distil_temperature, hard_weight=config.distil_hard_weight
     )
+    loss_fn = distillation_loss(student_config, base_config, how)
 
     def student() -> Params:
         return init(student_config, jax.random.key(config.seed))

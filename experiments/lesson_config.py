@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from limbeck.distill.config import Objective
 from limbeck.model.config import ModelConfig
 from limbeck.train.config import FitConfig, OptimConfig
 
@@ -24,7 +25,7 @@ class LessonConfig:
     shots: int = 4  # examples of the few-shot prompt
     lora_rank: int = 16
     lora_targets: str = r"blocks/(attn|mlp)/.*/kernel"
-    distil_objective: str = "forward_kl"
+    distil_objective: Objective = "forward_kl"
     distil_temperature: float = 1.0
     distil_hard_weight: float = 0.0
     distil_task_share: float = 0.75  # of a batch's rows; the others are foundation text

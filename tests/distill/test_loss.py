@@ -1,4 +1,4 @@
-"""Every divergence against its closed form in numpy float64, and the chunked loss against the dense one."""
+"""Every divergence against its closed form in numpy float64."""
 
 from functools import cache, partial
 
@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from limbeck.distill.loss import (
-    chunked_divergence,
     forward_kl,
     generalized_jsd,
     reverse_kl,
+    skewed_forward_kl,
+    skewed_reverse_kl,
     teacher_cross_entropy,
     total_variation,
 )
@@ -38,6 +39,10 @@ def jsd(beta):
     return closed_form
 
 
+def skewed(skew):
+    return lambda p, q: kl(p, skew * p + (1 - skew) * q)
+
+
 CLOSED_FORMS = {  # of the teacher's p and the student's q
     "forward_kl": (forward_kl, kl),
     "reverse_kl": (reverse_kl, lambda p, q: kl(q, p)),
@@ -45,6 +50,10 @@ CLOSED_FORMS = {  # of the teacher's p and the student's q
     "jsd 0.1": (partial(generalized_jsd, beta=0.1), jsd(0.1)),
     "jsd 0": (partial(generalized_jsd, beta=0.0), kl),
     "jsd 1": (partial(generalized_jsd, beta=1.0), lambda p, q: kl(q, p)),
+    "skewed_forward_kl 0.1": (skewed_forward_kl, skewed(0.1)),
+    "skewed_forward_kl 0": (partial(skewed_forward_kl, skew=0.0), kl),
+    "skewed_reverse_kl 0.3": (partial(skewed_reverse_kl, skew=0.3), lambda p, q: skewed(0.3)(q, p)),
+    "skewed_reverse_kl 0": (partial(skewed_reverse_kl, skew=0.0), lambda p, q: kl(q, p)),
     "total_variation": (total_variation, lambda p, q: 0.5 * np.abs(p - q).sum(-1)),
     "teacher_cross_entropy": (teacher_cross_entropy, lambda p, q: -(p * np.log(q)).sum(-1)),
 }
@@ -127,6 +136,35 @@ def test_beta_limits(example):
             generalized_jsd(*example, beta=beta)
 
 
+def test_a_skewed_kl_stays_finite_where_the_plain_one_explodes():
+    """A token that one side is sure of and the other rules out costs at most log(1 / skew)."""
+    sure, other = 200 * jax.nn.one_hot(jnp.asarray([[0], [1]]), V)[:, None, 0]
+    weights = jnp.ones((1, 1))
+    for loss in (skewed_forward_kl, skewed_reverse_kl):
+        value, gradient = compiled(loss)(sure[None], other[None], weights, 1.0)
+        np.testing.assert_allclose(value, np.log(10), rtol=1e-5)
+        assert np.isfinite(gradient).all()
+        with pytest.raises(UserError, match="skew 1"):
+            loss(sure[None], other[None], weights, skew=1.0)
+    assert forward_kl(sure[None], other[None], weights) > 100
+
+
+def test_a_token_that_the_teacher_rules_out_entirely_adds_nothing(example):
+    """-inf among a teacher's logits (a token it may not say) is probability 0, not 0 * inf."""
+    student, teacher, weights = example
+    teacher = teacher.at[..., 3].set(-jnp.inf)
+    for loss, closed_form in (CLOSED_FORMS[name] for name in ("forward_kl", "total_variation", "jsd 0.5")):
+        value, gradient = compiled(loss)(student, teacher, weights, 1.0)
+        p = softmax64(teacher, 1.0)
+        q = softmax64(student, 1.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            kept = closed_form(p[..., p[0, 0] > 0], q[..., p[0, 0] > 0])
+        gone = {"forward_kl": 0.0, "total_variation": 0.5 * q[..., 3], "jsd 0.5": 0.5 * np.log(2) * q[..., 3]}
+        expected = kept + gone[next(name for name, (each, _) in CLOSED_FORMS.items() if each is loss)]
+        np.testing.assert_allclose(value, np.average(expected, weights=weights), rtol=1e-5)
+        assert np.isfinite(gradient).all()
+
+
 @every_loss
 @pytest.mark.parametrize("garbage", [1e30, np.inf, np.nan])
 def test_padding_changes_nothing_at_all(example, loss, closed_form, garbage):
@@ -155,127 +193,3 @@ def test_hot_limit_is_half_the_variance_of_the_logit_difference(example):
     np.testing.assert_allclose(value, difference.var(-1).mean() / 2, rtol=0.02)
     centred = difference - difference.mean(-1, keepdims=True)
     np.testing.assert_allclose(gradient, centred / V / (B * T), rtol=0.1, atol=2e-4)
-
-
-# The chunked loss
-
-N, D, D_TEACHER = 24, 5, 8
-LOSSES = {f.__name__: f for f in (forward_kl, reverse_kl, generalized_jsd, total_variation, teacher_cross_entropy)}
-
-
-@pytest.fixture
-def hidden():
-    keys = jax.random.split(jax.random.key(1), 5)
-    shapes = [(N, D), (D, V), (N, D_TEACHER), (D_TEACHER, V)]
-    arrays = [jax.random.normal(k, shape) for k, shape in zip(keys[:4], shapes, strict=True)]
-    weights = (jnp.arange(N) % 3 > 0) * jnp.linspace(0.5, 1.5, N)
-    return *arrays, weights, jax.random.randint(keys[4], (N,), 0, V)
-
-
-def dense(name, student_ND, student_DV, teacher_ND, teacher_DV, weights, targets, *, temperature, hard_weight):
-    student_NV, teacher_NV = student_ND @ student_DV, teacher_ND @ teacher_DV
-    one_hot_NV = jnp.where(jax.nn.one_hot(targets, V) > 0, 0.0, -1e9)
-    hard = teacher_cross_entropy(student_NV, one_hot_NV, weights)
-    soft = LOSSES[name](student_NV, teacher_NV, weights, temperature=temperature)
-    return hard_weight * hard + (1 - hard_weight) * soft, {"cross_entropy": hard, "divergence": soft}
-
-
-@pytest.mark.parametrize(
-    ("name", "chunk"),
-    [(name, 7) for name in LOSSES] + [("forward_kl", chunk) for chunk in (1, 8, 24, 100, None)],
-)
-def test_chunked_is_dense(hidden, name, chunk):
-    settings = {"temperature": 2.0, "hard_weight": 0.3}
-    both = [
-        jax.jit(jax.value_and_grad(partial(f, name, **settings), argnums=(0, 1), has_aux=True))(*hidden)
-        for f in (partial(chunked_divergence, chunk=chunk), dense)
-    ]
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *both)
-
-
-def test_chunked_under_a_scaled_and_partial_gradient(hidden):
-    """A factor on the loss scales the gradient; freezing head or hidden state leaves the other's as it is."""
-
-    def loss(student_ND, student_DV):
-        return chunked_divergence("reverse_kl", student_ND, student_DV, *hidden[2:], hard_weight=0.5, chunk=5)[0]
-
-    both = jax.grad(loss, argnums=(0, 1))(*hidden[:2])
-    scaled = jax.grad(lambda *x: -3.0 * loss(*x), argnums=(0, 1))(*hidden[:2])
-    for i in range(2):
-        np.testing.assert_array_equal(jax.grad(loss, argnums=i)(*hidden[:2]), both[i])
-        np.testing.assert_allclose(scaled[i], -3.0 * both[i], rtol=1e-6)
-
-
-@pytest.mark.parametrize("garbage", [1e30, np.inf, np.nan])
-def test_chunked_padding_changes_nothing_at_all(hidden, garbage):
-    student_ND, student_DV, teacher_ND, teacher_DV, weights, targets = hidden
-
-    def run(student_ND, teacher_ND, targets):
-        return jax.value_and_grad(
-            lambda h, w: chunked_divergence(
-                "generalized_jsd", h, w, teacher_ND, teacher_DV, weights, targets, hard_weight=0.5, chunk=7
-            ),
-            argnums=(0, 1),
-            has_aux=True,
-        )(student_ND, student_DV)
-
-    padding = weights == 0
-    spoilt = run(
-        jnp.where(padding[:, None], garbage, student_ND),
-        jnp.where(padding[:, None], garbage, teacher_ND),
-        jnp.where(padding, -100, targets),
-    )
-    jax.tree.map(np.testing.assert_array_equal, run(student_ND, teacher_ND, targets), spoilt)
-
-
-def test_chunked_moves_the_student_alone(hidden):
-    student_ND, student_DV, *others, targets = hidden
-
-    def loss_and_metrics(teacher_ND, teacher_DV, weights):
-        arrays = (student_ND, student_DV, teacher_ND, teacher_DV, weights, targets)
-        out = chunked_divergence("forward_kl", *arrays, hard_weight=0.5, chunk=7)
-        return jnp.stack(jax.tree.leaves(out)).sum()
-
-    gradients = jax.grad(loss_and_metrics, argnums=(0, 1, 2))(*others)
-    assert not any(np.any(g) for g in gradients)
-
-
-def test_chunked_in_bfloat16(hidden):
-    half = [x.astype(jnp.bfloat16) for x in hidden[:4]]
-
-    def loss(h, w):
-        return chunked_divergence("forward_kl", h, w, *half[2:], *hidden[4:], hard_weight=0.5, chunk=8)[0]
-
-    value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(*half[:2])
-    full = dense("forward_kl", *[x.astype(jnp.float32) for x in half], *hidden[4:], temperature=1.0, hard_weight=0.5)
-    assert value.dtype == jnp.float32 and all(g.dtype == jnp.bfloat16 for g in gradients)
-    np.testing.assert_allclose(value, full[0], rtol=1e-5)
-
-
-def test_an_unknown_name_is_answered_with_the_nearest(hidden):
-    with pytest.raises(UserError, match="did you mean 'forward_kl'"):
-        chunked_divergence("foward_kl", *hidden)
-
-
-def test_memory_does_not_grow_with_tokens_times_vocabulary():
-    width, vocab, chunk = 8, 2048, 64
-
-    def temporary_bytes(f, tokens):
-        shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-        head, states = shape((width, vocab)), shape((tokens, width))
-        targets = jax.ShapeDtypeStruct((tokens,), jnp.int32)
-        lowered = jax.jit(jax.grad(f, argnums=(0, 1))).lower(states, head, states, head, shape((tokens,)), targets)
-        analysis = lowered.compile().memory_analysis()
-        assert analysis is not None
-        return analysis.temp_size_in_bytes
-
-    def chunked(*x):
-        return chunked_divergence("forward_kl", *x, temperature=2.0, hard_weight=0.5, chunk=chunk)[0]
-
-    def whole(*x):
-        return forward_kl(x[0] @ x[1], x[2] @ x[3], x[4], temperature=2.0)
-
-    growth, logits_growth = 512, 512 * vocab * 4  # from 512 to 1024 tokens
-    assert temporary_bytes(whole, 1024) - temporary_bytes(whole, 512) >= logits_growth
-    assert temporary_bytes(chunked, 1024) - temporary_bytes(chunked, 512) < 20 * growth * width * 4
-    assert temporary_bytes(chunked, 1024) < 12 * chunk * vocab * 4
