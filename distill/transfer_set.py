@@ -1,12 +1,20 @@
-"""The teacher's own queries: data to distil on where there is no more of the user's."""
+"""What the teacher writes as data to train on: its answers to the user's queries, and queries of its own."""
 
+import contextlib
+import os
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from limbeck.inference.engine import Engine
-from limbeck.inference.requests import GenerateRequest, Sampling
+from limbeck.inference.job import BulkRequest, run_bulk
+from limbeck.inference.key import prediction_key
+from limbeck.inference.requests import GenerateRequest, Generation, Sampling
+from limbeck.inference.store import PredictionStore
+from limbeck.model.errors import UserError
 from limbeck.model.progress import progress
-from limbeck.prompting.predict import predict
-from limbeck.tasks.task import Record, Task, fields
+from limbeck.prompting.predict import make_requests, predict, query_text, read_answer
+from limbeck.tasks.task import Record, Task, check_answer, fields
 
 _BATCH = 512  # prompts of one or two tokens: wide batches cost little
 
@@ -45,10 +53,87 @@ def write_transfer_set(task: Task, teacher: Engine, tokens: int, seed: int) -> l
 
 
 def answered(task: Task, teacher: Engine, records: Sequence[Record]) -> list[Record]:
-    """The records with the teacher's answers; one that it leaves empty or does not end is dropped."""
-    answers = predict(task, teacher, records).answers if records else ()
-    return [
-        {**record, task.answer_field: answer}
-        for record, answer in zip(records, answers, strict=True)
-        if answer and task.template.separator not in answer
-    ]
+    """The records with the answers that the teacher finds likeliest.
+
+    One that it leaves empty, does not end, or that is no answer of the task is dropped.
+    """
+    if task.kind == "classification":
+        answers = predict(task, teacher, records).answers if records else ()
+        return [{**record, task.answer_field: answer} for record, answer in zip(records, answers, strict=True)]
+    requests = _requests(task, teacher, records)
+    written: list[Generation | None] = []
+    with progress("answers", len(requests), "record") as advance:
+        for start in range(0, len(requests), _BATCH):
+            portion = requests[start : start + _BATCH]
+            written += teacher.generate(portion)
+            advance(len(portion))
+    return _ended(task, records, written)
+
+
+def sampled(
+    task: Task,
+    teacher: Engine,
+    records: Sequence[Record],
+    store: str | os.PathLike[str],
+    *,
+    samples: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> list[Record]:
+    """Each record `samples` times, with answers drawn from the teacher: data to train on (Kim & Rush 2016, 1606.07947).
+
+    An answer that is drawn twice is there twice, so that answers come as often as the teacher gives them; one that is
+    empty, has no end, or is none of the task is dropped. The n-th draw of record ID has the id "ID/n". What was drawn
+    is kept in the prediction store of that path, so a run that is killed goes on where it was.
+
+    Raises UserError for a classification, whose options are scored and not written, for settings that cannot be, and
+    where the store is another model's or cannot be written.
+    """
+    if task.kind == "classification":
+        raise UserError(
+            f"task {task.name!r} is a classification, whose options are scored, not written: take the teacher's "
+            "likeliest ones (`answered`), or distil their probabilities"
+        )
+    if samples < 1 or temperature <= 0:
+        raise UserError(f"samples={samples}, temperature={temperature}: must be at least 1, and more than 0")
+    asked, drawn = [], []
+    for record, request in zip(records, _requests(task, teacher, records), strict=True):
+        sampling = replace(request.sampling, temperature=temperature, seed=seed)
+        for sample in range(samples):
+            asked.append(BulkRequest(query_text(task, record), replace(request, sampling=sampling, sample=sample)))
+            drawn.append({**record, "id": f"{record['id']}/{sample}"})
+    return _ended(task, drawn, generations(teacher, asked, store))
+
+
+def generations(
+    teacher: Engine, requests: Sequence[BulkRequest], store: str | os.PathLike[str]
+) -> list[Generation | None]:
+    """What the teacher writes, in order: from the prediction store of that path, or now, in bulk, and kept there.
+
+    None for a request that it refuses, which is said on stderr. Raises UserError where the store is another model's or
+    cannot be written.
+    """
+    digests = {"weights": teacher.weights_digest, "tokenizer": teacher.tokenizer_digest, "dtype": teacher.dtype}
+    with PredictionStore(store) as opened:
+        run_bulk(teacher, requests, opened)
+        found = [opened.get(prediction_key(row.request, **digests)) for row in requests]
+        refused = opened.failures()
+    if None in found and refused:
+        print(f"note: {found.count(None)} of {len(found)} texts were refused: {refused[0]['reason']}", file=sys.stderr)
+    return [Generation(**{**each, "tokens": tuple(each["tokens"])}) if each else None for each in found]
+
+
+def _requests(task: Task, teacher: Engine, records: Sequence[Record]) -> list[GenerateRequest]:
+    return [each for each in make_requests(task, teacher, records)[0] if isinstance(each, GenerateRequest)]
+
+
+def _ended(task: Task, records: Sequence[Record], written: Sequence[Generation | None]) -> list[Record]:
+    """The records with what was written as their answers, where that is an answer and has an end."""
+    kept = []
+    for record, generation in zip(records, written, strict=True):
+        answer = read_answer(task, generation) if generation and generation.stopped else ""
+        with contextlib.suppress(UserError):
+            check_answer(answer, task.place(record), task.kind, task.options, task.template.separator)
+            if answer:
+                kept.append({**record, task.answer_field: answer})
+    return kept
