@@ -30,6 +30,7 @@ COLOURS = {
 }
 _ALIASES = {
     "base": "few_shot", "tuned": "full", "tune": "full", "teacher": "full", "student": "distilled",
+    "alone": "student_alone",
     "pretrained": "pretrain",
 }
 _MARKERS = {"zero_shot": "o", "one_shot": "o", "few_shot": "o", "distilled": "D", "student_alone": "D"}
@@ -46,8 +47,12 @@ _STYLE = {
 
 
 def colour(method: str) -> str:
-    """The colour of a method, or of a model known by another name (`tuned` is `full`); grey for any other."""
-    return COLOURS.get(_ALIASES.get(method, method), "#85888c")
+    """The colour of a method, or of a model known by another name (`tuned` is `full`); grey for any other.
+
+    Of students of several sizes, `distilled_0.25` is one that is `distilled`.
+    """
+    kind = re.sub(r"_[\d.]+$", "", method)
+    return COLOURS.get(_ALIASES.get(kind, kind), "#85888c")
 
 
 def in_order(names: Sequence[str]) -> list[str]:

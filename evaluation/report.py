@@ -8,6 +8,7 @@ curves {stage: [[step, loss], ...]}, evaluations {stage: [{step, validation_loss
 ambiguity {see _ASKED: [[answer, probability], ...]}, break_even [of `break_even_table`],
 bias [{model, probe, value, ci95, n, ideal, perplexity}],
 rates [{method, best, tried [[factor on its learning rate, the metric on validation data], ...]}],
+disagreement {student: [{group, n, teacher, student, agreement {value, ci95, n}}, ...]},
 offline {rows, coverage, lookup_us_p50, online_ms_p50, speedup, same_answers},
 samples [{input, answer, and every method's answer by its name}], texts [{prompt, text}], skipped [a line each].
 
@@ -51,6 +52,8 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "optimizer_bytes": ("optimizer", lambda value: quantity(value, "B")),
     "prompt_tokens": ("prompt tokens", lambda value: f"{value:.4g}"),
     "latency_ms_p50": ("latency", lambda value: quantity(value / 1000, "s")),
+    "per_second": ("requests a second", quantity),
+    "flops_per_request": ("FLOPs a request", quantity),
     "joules_per_prediction": ("energy", lambda value: quantity(value, "J")),
 }
 _IN_TERMINAL = {  # what 80 columns hold
@@ -64,12 +67,12 @@ _ASKED = {
 }
 _BLOCKS = {
     "rows": list, "claims": list, "break_even": list, "bias": list, "samples": list, "texts": list, "skipped": list,
-    "facts": list, "curves": dict, "evaluations": dict, "ambiguity": dict, "offline": dict, "rates": list, "task": dict,
+    "facts": list, "curves": dict, "evaluations": dict, "ambiguity": dict, "offline": dict, "rates": list, "disagreement": dict, "task": dict,
     "machine": dict, "versions": dict, "metric": str,
 }
 _COUNTS_HITS = ("accuracy", "macro_f1", "matthews", "micro_f1", "label_macro_f1", "exact_match")
 _ROOM = 10  # columns that fit a page beside the main metric; the other metrics get a table of their own beyond it
-_LISTED = 20  # lines of what was skipped
+_LISTED = 20  # lines of what was skipped, and groups in which a student and its teacher differ most
 
 
 def write_report(folder: str | Path, data: dict[str, Any]) -> None:
@@ -283,6 +286,7 @@ def _render(name: str, data: dict[str, Any], drawn: dict[str, markupsafe.Markup]
     environment.globals |= {
         "cell": _cell, "bias_value": _bias_value, "colour": plots.colour, "asked": _ASKED, "heading": scales.heading,
         "score": lambda row, name: _score(row, rows, name),
+        "within": lambda score: with_interval(score["value"], score["ci95"], 2),
         "range_of": lambda row: _range(row, rows, metric),
         "same": lambda a, b: normalise(str(a)) == normalise(str(b)),
     }

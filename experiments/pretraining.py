@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -16,7 +16,7 @@ from limbeck.evaluation.report import terminal_table, write_report
 from limbeck.experiments.machine import provenance
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.rundir import stage
-from limbeck.experiments.start import Start, adapted, begin, first_rows
+from limbeck.experiments.start import Start, Taught, adapted, begin, first_rows
 from limbeck.experiments.text_sources import Source, read_sources, rows_of, tokens_of
 from limbeck.experiments.training import trained
 from limbeck.inference.engine import Engine
@@ -35,15 +35,56 @@ from limbeck.train.validation import losses, mean_loss
 _CONTINUED = 60  # tokens of a sample
 
 
+class Trained(NamedTuple):
+    """What training on text gave: its row of the report, and what else a report tells of it."""
+
+    row: dict[str, Any]
+    facts: list[tuple[str, str]]
+    training: dict[str, Any]
+    texts: list[dict[str, str]]
+    compressors: dict[str, float]
+    skipped: list[str]
+
+
 def run(config: PretrainingConfig, rundir: Path) -> int:
     """Reads, tokenises, estimates, trains, saves `model/`, reports; exit status 0."""
+    done = pretrained(config, rundir)
+    metric = next(iter(done.row["metrics"]))
+    data = {
+        "title": f"Limbeck: {rundir.name}, a foundation of {quantity(done.row['params_total'])} parameters",
+        **provenance(rundir, config.seed),
+        "seconds": done.training["train_seconds"],
+        "metric": metric,
+        "facts": done.facts,
+        "rows": [
+            {"method": "pretrained", **done.row},
+            *({"method": name, "metrics": {metric: _value(bits)}} for name, bits in done.compressors.items()),
+        ],
+        "curves": {"pretrain": done.training["curve"]},
+        "evaluations": {
+            "pretrain": [{k: v for k, v in each.items() if k != "texts"} for each in done.training["evaluations"]]
+        },
+        "texts": done.texts,
+        "skipped": done.skipped,
+    }
+    write_report(rundir, data)
+    Console().print(terminal_table(data))
+    for text in done.texts:
+        print(f"> {text['prompt']}{text['text']}")
+    took = duration(done.training["train_seconds"])
+    print(f"{took}; the model is {rundir / 'model'}, the report {rundir / 'report.html'}")
+    return 0
+
+
+def pretrained(config: PretrainingConfig, rundir: Path, taught: Taught | None = None) -> Trained:
+    """Reads, tokenises, estimates, trains, saves `model/`; with a teacher, `taught` says what is learned of it."""
     sources = read_sources(config)
     start = _start(config, sources, rundir)
     length, rows_at_once = config.fit.length, config.fit.batch_size
-    rows = [rows_of(source, source.training, start.tokenizer, config, rundir) for source in sources]
+    mixture = text_mixture(config, sources, start, rundir)
+    rows = [each for each, _ in mixture]
     held_out = [rows_of(source, source.held_out, start.tokenizer, config, rundir) for source in sources]
-    tokens = [tokens_of(each) for each in rows]
-    stream = batches(list(zip(rows, config.weights or tokens, strict=True)), rows_at_once, config.seed)
+    stream = batches(mixture, rows_at_once, config.seed)
     loss_fn = token_loss(start.config, z_loss=config.z_loss)
     start, fit = adapted(start, config, lambda n: (loss_fn, first_rows(stream, rows_at_once, n)))
     trainable, frozen = apply_selection(start.selection, start.params)
@@ -52,18 +93,19 @@ def run(config: PretrainingConfig, rundir: Path) -> int:
         print(table(trainable, frozen), file=sys.stderr)
     # Packed rows, in which a token sees less than half of its row on average: an upper bound.
     per_step = step_flops(start.config, trainable, frozen, rows_at_once * length, length / 2)
-    facts = _estimate(config, count(start.params), sum(tokens), per_step)
+    facts = _estimate(config, count(start.params), sum(map(tokens_of, rows)), per_step)
     for name, value in facts:
         print(f"{name:22} {value}", file=sys.stderr)
     evaluate = _evaluation(config, start, held_out, sources)
+    if taught is not None:
+        start, stream, loss_fn, teaching_flops = taught(start, mixture)
+        per_step += teaching_flops
     again = partial(_start, config, sources, rundir)
     training = trained(config, fit, rundir, start, again, loss_fn, stream, evaluate, per_step, "pretrain")
     final = load_pretrained(rundir / "model")
     found = stage(rundir, "validation", lambda: _validated(start, final.params, held_out, evaluate))
-    main = "bits_per_byte" if "bits_per_byte" in found["metrics"] else "perplexity"
-    others = stage(rundir, "compressors", lambda: _compressors(sources)) if main == "bits_per_byte" else {}
+    compressed = "bits_per_byte" in found["metrics"]
     row = {
-        "method": "pretrained",
         "metrics": found["metrics"],
         "params_total": count(final.params),
         "params_trainable": count(trainable),
@@ -71,27 +113,31 @@ def run(config: PretrainingConfig, rundir: Path) -> int:
         "train_seconds": training["train_seconds"],
         "flops_per_step": per_step,
     }
-    data = {
-        "title": f"Limbeck: {rundir.name}, a foundation of {quantity(count(final.params))} parameters",
-        **provenance(rundir, config.seed),
-        "seconds": training["train_seconds"],
-        "metric": main,
-        "facts": facts,
-        "rows": [row, *({"method": name, "metrics": {main: _value(bits)}} for name, bits in others.items())],
-        "curves": {"pretrain": training["curve"]},
-        "evaluations": {
-            "pretrain": [{k: v for k, v in each.items() if k != "texts"} for each in training["evaluations"]]
-        },
-        "texts": found["texts"],
-        "skipped": [*(line for part in (*sources, *rows) for line in part.skipped), *training["skipped"]],
-    }
-    write_report(rundir, data)
-    Console().print(terminal_table(data))
-    for text in found["texts"]:
-        print(f"> {text['prompt']}{text['text']}")
-    took = duration(training["train_seconds"])
-    print(f"{took}; the model is {rundir / 'model'}, the report {rundir / 'report.html'}")
-    return 0
+    skipped = [*(line for part in (*sources, *rows) for line in part.skipped), *training["skipped"]]
+    others = stage(rundir, "compressors", lambda: _compressors(sources)) if compressed else {}
+    return Trained(row, facts, training, found["texts"], others, skipped)
+
+
+def text_start(config: PretrainingConfig, rundir: Path) -> Start:
+    """The model that a config names, without any training."""
+    return _start(config, read_sources(config), rundir)
+
+
+def text_mixture(
+    config: PretrainingConfig, sources: Sequence[Source], start: Start, rundir: Path
+) -> list[tuple[Rows, float]]:
+    """The training rows of every source, each with its weight in the mixture."""
+    rows = [rows_of(source, source.training, start.tokenizer, config, rundir) for source in sources]
+    return list(zip(rows, config.weights or map(tokens_of, rows), strict=True))
+
+
+def assessed(config: PretrainingConfig, start: Start, rundir: Path) -> dict[str, Any]:
+    """{"row", "texts"}: a report's row of a model on the held-out text, and what it writes, without any training."""
+    sources = read_sources(config)
+    held_out = [rows_of(source, source.held_out, start.tokenizer, config, rundir) for source in sources]
+    found = _validated(start, start.params, held_out, _evaluation(config, start, held_out, sources))
+    size = {"params_total": count(start.params), "bytes": nbytes(start.params)}
+    return {"row": {"metrics": found["metrics"], **size}, "texts": found["texts"]}
 
 
 def _start(config: PretrainingConfig, sources: Sequence[Source], rundir: Path) -> Start:

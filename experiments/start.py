@@ -18,7 +18,7 @@ from limbeck.model.sizes import SIZES, UNROLLED, sized
 from limbeck.model.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from limbeck.model.transformer import init
 from limbeck.train.config import FitConfig
-from limbeck.train.data import Stream
+from limbeck.train.data import Rows, Stream
 from limbeck.train.heads import add_head
 from limbeck.train.loss import Batch, LossFn
 from limbeck.train.methods import Ground, prepare
@@ -33,6 +33,11 @@ class Start(NamedTuple):
     tokenizer: Tokenizer
     selection: Selection
     added: frozenset[str] = frozenset()
+
+
+# What a teacher makes of a training on rows, each with its weight in the mixture: the model and what it needs beside
+# it, batches, loss, and how many FLOPs a step the teacher costs.
+Taught = Callable[[Start, Sequence[tuple[Rows, float]]], tuple[Start, Stream, LossFn, float]]
 
 
 def begin(
@@ -58,8 +63,8 @@ def begin(
 
 
 def with_head(start: Start, labels: Sequence[str], seed: int) -> Start:
-    """The same with a head for `labels`, which trains whatever else does; as it is, without labels."""
-    if not labels:
+    """The same with a head for `labels`, which trains whatever else does; as it is without any, or with that head."""
+    if not labels or start.config.labels == tuple(labels):
         return start
     config, params = add_head(start.config, start.params, labels, jax.random.split(jax.random.key(seed))[1])
     return start._replace(config=config, params=params)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from limbeck.distill.teacher import without_teacher
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.rundir import stage
 from limbeck.experiments.start import Start, ground
@@ -59,15 +60,16 @@ def trained(
                 name=name,
                 checkpoints=rundir / "checkpoints",
                 log=log,
-                evaluate=evaluate,
+                evaluate=lambda params: evaluate(without_teacher(params)),
                 example_name=stream.name,
                 flops_per_step=flops_per_step,
                 profile=rundir / "profile" if config.profile else None,
             )
-        final = join(merge(fitted.trainable, fitted.frozen))
+        trainable, frozen = without_teacher(fitted.trainable), without_teacher(fitted.frozen)
+        final = join(merge(trainable, frozen))
         save_pretrained(rundir / "model", start.config, plain(final), start.tokenizer)
-        if fitted.frozen:
-            _save_adapter(config, again, final, list(fitted.trainable), rundir / "adapter")
+        if frozen:
+            _save_adapter(config, again, final, list(trainable), rundir / "adapter")
         return {
             "curve": fitted.curve,
             "evaluations": fitted.evaluations,

@@ -100,7 +100,7 @@ class Engine:
                     tokens_BT,
                     lengths_B,
                     self._sampling(batch, self.batch_size),
-                    self._stop_tokens(stop),
+                    self.stop_tokens(stop),
                     new_tokens,
                 )
             )
@@ -119,7 +119,7 @@ class Engine:
         self._check_room(request, request.sampling.max_new_tokens)
         bucket, params = self._bucket(request, len(request.prompt)), self._model(request.adapter)
         tokens_BT, lengths_B = map(jnp.asarray, self._pad([request.prompt], bucket, 1))
-        stop_V, new_tokens = self._stop_tokens(request.stop), request.sampling.max_new_tokens
+        stop_V, new_tokens = self.stop_tokens(request.stop), request.sampling.max_new_tokens
         settings = self._sampling([request], 1)
         shown, text = "", ""
         for out in stream(self.config, params, tokens_BT, lengths_B, settings, stop_V, new_tokens, _STREAMED):
@@ -205,7 +205,7 @@ class Engine:
     def _token_texts(self) -> list[str]:
         return [self.tokenizer.decode([i]) for i in range(self.tokenizer.vocab_size)]
 
-    def _stop_tokens(self, stop: tuple[str, ...]) -> jax.Array:
+    def stop_tokens(self, stop: tuple[str, ...]) -> jax.Array:
         """stop_V: the tokenizer's own, and every token whose text holds a stop string.
 
         A stop string across tokens is found in the text.

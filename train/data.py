@@ -23,7 +23,7 @@ Arrays = dict[str, np.ndarray]
 class Rows(NamedTuple):
     """Training rows, grouped by their length: of each group the arrays of a `Batch`, [rows, length].
 
-    `segments_BT` holds 1 + the index of a token's example, 0 for padding. `weights_BT` is 1 where a target counts; for
+    `segments_BT` holds 1 + the index of a token's example, 0 for padding. `weights_BT` is how much a target counts; for
     a head that is an example's last token, where `targets_BT` holds the option's index and `values_BTC`, in tasks
     without one, the number or 0 and 1 for each label (float32). `names_E` has the name of every example, in UTF-8;
     `skipped` says which were left out.

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Example(NamedTuple):
-    """A text from its start token on: `ids` (int32) and, for each, whether it `counts` (bool) as a target.
+    """A text from its start token on: `ids` (int32) and, for each, whether it `counts` (bool) as a target, or how much.
 
     Nothing precedes the first id, so that one is never a target. `name` is what an error calls the example.
     """

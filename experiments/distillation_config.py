@@ -1,0 +1,73 @@
+"""What a distillation reads from an experiment file; jax-free, so that a mistake stops at once."""
+
+import dataclasses
+from typing import Literal
+
+from limbeck.distill.config import DistilConfig
+from limbeck.distill.match_config import MatchConfig
+from limbeck.distill.student_config import StudentConfig
+from limbeck.experiments.pretraining_config import PretrainingConfig
+from limbeck.experiments.tuning_config import TuningConfig
+from limbeck.model.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TeachingConfig:
+    """What students learn from their teacher: how they are held against it, on which rows, and who they are."""
+
+    distil: DistilConfig = DistilConfig()
+    match: MatchConfig = MatchConfig()
+    student: StudentConfig = StudentConfig()
+    shares: tuple[float, ...] = ()  # several students, each of one of these in the place of `student.params`
+    others: tuple[str, ...] = ()  # more teachers, whose probabilities are averaged with the first one's
+    across: Literal["uld", "bytes"] = "bytes"  # how a student of another tokenizer is compared (distill/across.py)
+    entries: int = 32  # kept of a token's distribution, where `distil.cache` names a cached teacher
+    own: float = 0.0  # share of the steps on the student's own answers (of tasks that are answered in text)
+    own_temperature: float = 1.0  # of those
+    written: int = 0  # answers of the teacher's to every training query, which take the place of the right ones
+    shots: int = 0  # examples that the teacher sees before a query, and the student does not
+    instruction: str = ""  # that the teacher alone reads
+    rationales: str = ""  # field of the records with the reason for their answer, learned besides
+    rationale_weight: float = 0.5  # of a token of these
+    control: bool = True  # the same student, trained as long without a teacher
+
+    def __post_init__(self) -> None:
+        if self.shares and (self.student.sizes() or self.student.folder):
+            raise UserError(f"shares {self.shares} are the students' sizes: leave out `student`'s own, and its folder")
+        for name, least in (("entries", 1), ("written", 0), ("shots", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least {least}")
+        if not 0 <= self.own <= 1:
+            raise UserError(f"own={self.own}: a share of the steps, from 0 to 1")
+        if self.own and self.distil.cache:
+            raise UserError(f"own={self.own} asks a live teacher, and cache={self.distil.cache} is none: leave one out")
+        if self.own and (self.shots or self.instruction):
+            raise UserError("a teacher with a prompt of its own (shots, instruction) cannot read the student's answers")
+
+    def students(self) -> dict[str, StudentConfig]:
+        """The students by name."""
+        if not self.shares:
+            return {"student": self.student}
+        return {f"student_{share:g}": dataclasses.replace(self.student, params=share) for share in self.shares}
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationConfig:
+    """Students of a model that was tuned for a task."""
+
+    tuning: TuningConfig  # the task, and how a student is trained; its `model` is the teacher
+    teaching: TeachingConfig = TeachingConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class TextDistillationConfig:
+    """Students of a language model, on text."""
+
+    pretraining: PretrainingConfig  # the text, and how a student is trained; its `model` is the teacher
+    teaching: TeachingConfig = TeachingConfig()
+
+    def __post_init__(self) -> None:
+        teaching = self.teaching
+        for name in ("own", "written", "shots", "instruction", "rationales"):
+            if getattr(teaching, name):
+                raise UserError(f"{name}={getattr(teaching, name)!r} is of tasks; on text a teacher is live or cached")

@@ -1,0 +1,196 @@
+"""A teacher in a training: its leaves beside the student's, the rows that both read, the loss between them."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from limbeck.distill.across import across_loss
+from limbeck.distill.features import add_matchers, matching
+from limbeck.distill.on_policy import on_policy, prompted_rows, with_own
+from limbeck.distill.paired import prompt_distillation, two_tokenizers_on_task
+from limbeck.distill.rationales import rationale_examples
+from limbeck.distill.schedules import scheduled
+from limbeck.distill.student import student_of
+from limbeck.distill.student_config import StudentConfig
+from limbeck.distill.teacher import distillation_loss, student_only, with_teacher
+from limbeck.distill.teacher_cache import cached_teacher
+from limbeck.distill.token_bytes import first_byte_V
+from limbeck.distill.transfer_set import answered, sampled
+from limbeck.experiments.answering import Setting
+from limbeck.experiments.distillation_config import TeachingConfig
+from limbeck.experiments.rundir import cache_folder, stage
+from limbeck.experiments.start import Start, Taught
+from limbeck.inference.engine import Engine
+from limbeck.model.errors import UserError
+from limbeck.model.flops import forward_flops
+from limbeck.model.params import count
+from limbeck.model.pretrained import save_pretrained
+from limbeck.prompting.predict import answer_tokens
+from limbeck.tasks.task import Record
+from limbeck.train.config import FitConfig
+from limbeck.train.data import Rows, batches, pack
+from limbeck.train.examples import completions
+from limbeck.train.loss import Batch
+from limbeck.train.select import Selection
+
+_MEASURED = 8  # batches on which what is pruned is found unimportant
+
+
+def student_folder(
+    student: StudentConfig, teacher: Start, batches: Callable[[int], Sequence[Batch]], folder: Path, seed: int
+) -> str:
+    """The folder of the student as it starts, made once; `batches(n)` say what is important in one that is pruned."""
+    if student.folder:
+        return student.folder
+
+    def made() -> int:
+        measured = batches(_MEASURED) if student.start == "pruned" else ()
+        config, params = student_of(student, teacher.config, teacher.params, jax.random.key(seed), measured)
+        save_pretrained(folder / "start", config, params, teacher.tokenizer)
+        return count(params)
+
+    stage(folder, "start", made)
+    return str(folder / "start")
+
+
+def taught_by(
+    teachers: Sequence[Start],
+    config: TeachingConfig,
+    fit: FitConfig,
+    rundir: Path,
+    seed: int,
+    at: Setting | None = None,
+) -> Taught:
+    """What the teachers make of a training, for a task (`at`) or on text.
+
+    Raises UserError for several teachers, a cache, matched features or own answers where the student's tokenizer is
+    another than its teacher's.
+    """
+    first = teachers[0]
+
+    def taught(start: Start, sources: Sequence[tuple[Rows, float]]):
+        differ = start.tokenizer.digest != first.tokenizer.digest
+        if differ:
+            _check_across(config, at, len(teachers))
+        mixture = [(rows, 1.0) for rows in _task_rows(config, fit, at, start, first, rundir, seed)] if at else []
+        mixture = mixture or list(sources)
+        if config.distil.cache:
+            ask = partial(_cached, config, fit, first, start.config.vocab_size, rundir, seed)
+            mixture = [(ask(rows), weight) for rows, weight in mixture]
+        stream = scheduled(batches(mixture, fit.batch_size, seed), config.distil, fit.steps)
+        matched = matching(config.match, start.config, first.config)
+        kind = at.task.kind if at and at.head else "generation"
+        if differ:
+            bytes_of = (first_byte_V(start.tokenizer), first_byte_V(first.tokenizer))
+            soften = {"temperature": config.distil.temperature, "hard_weight": config.distil.hard_weight}
+            loss_fn = across_loss(start.config, first.config, config.across, **soften, first_bytes=bytes_of)
+        else:
+            live = None if config.distil.cache else [teacher.config for teacher in teachers]
+            loss_fn = distillation_loss(start.config, live, config.distil, kind=kind, matching=matched)
+        if config.own:
+            assert at is not None
+            engine = Engine(start.config, start.params, start.tokenizer)
+            loss_fn = on_policy(
+                loss_fn,
+                start.config,
+                new_tokens=answer_tokens(at.task, start.tokenizer),
+                temperature=config.own_temperature,
+                stop_ids=engine.stop_tokens((at.task.template.separator,)).nonzero()[0].tolist(),
+                pad_id=start.tokenizer.pad_id,
+                hard_weight=config.distil.hard_weight,
+            )
+            stream = with_own(stream, config.own, seed)
+        params, patterns = start.params, student_only(start.selection).patterns
+        if matched:
+            with_matchers = add_matchers(config.match, start.config, first.config, params, jax.random.key(seed))
+            patterns = (*((r"matcher/.*",) if len(with_matchers) > len(params) else ()), *patterns)
+            params = with_matchers
+        if not config.distil.cache:
+            params = with_teacher(params, [teacher.params for teacher in teachers], config.distil.teacher_base)
+        own = start._replace(params=params, selection=Selection(patterns))
+        return own, stream, loss_fn, _flops(config, fit, teachers, start)
+
+    return taught
+
+
+def _check_across(config: TeachingConfig, at: Setting | None, teachers: int) -> None:
+    asked = {
+        "others": teachers > 1,
+        "cache": config.distil.cache,
+        "own": config.own,
+        "shots": config.shots,
+        "instruction": config.instruction,
+        "match": config.match.hidden or config.match.attention or config.match.relations,
+        "a head": at is not None and at.head,
+        "text": at is None,
+    }
+    if named := [name for name, given in asked.items() if given]:
+        raise UserError(
+            f"the student's tokenizer is not its teacher's, and {named[0]} cannot be had there: leave it out, or give "
+            "the student the teacher's tokenizer"
+        )
+
+
+def _task_rows(
+    config: TeachingConfig, fit: FitConfig, at: Setting, start: Start, teacher: Start, rundir: Path, seed: int
+) -> list[Rows]:
+    """The rows of a task where they are not those that tuning has; each a source of its own."""
+    records = _written(config, at, teacher, rundir, seed)
+    on_bad_row = at.config.on_bad_row
+    sides = {"length": fit.length, "teacher_length": teacher.config.max_len, "on_bad_row": on_bad_row}
+    if start.tokenizer.digest != teacher.tokenizer.digest:
+        return [two_tokenizers_on_task(at.task, records, start.tokenizer, teacher.tokenizer, **sides)]
+    if config.shots or config.instruction:
+        prompt = {"shots": config.shots, "seed": seed, "instruction": config.instruction}
+        return [prompt_distillation(at.task, records, start.tokenizer, **prompt, **sides)]
+    if not (config.own or config.written or config.rationales):
+        return []
+    if at.head:
+        raise UserError("own, written and rationales are of tasks that are answered in text: set head=False")
+    examples = completions(at.task, records, start.tokenizer)
+    if config.rationales:
+        examples += rationale_examples(
+            at.task, records, start.tokenizer, config.rationales, config.rationale_weight
+        )
+    if config.own:
+        return [prompted_rows(examples, (fit.length,), answer_tokens(at.task, start.tokenizer), on_bad_row)]
+    return [pack(examples, fit.length, on_bad_row)]
+
+
+def _written(config: TeachingConfig, at: Setting, teacher: Start, rundir: Path, seed: int) -> Sequence[Record]:
+    """The training records, with the teacher's answers where it is to write some."""
+    records = at.task.splits["train"]
+    if not config.written:
+        return records
+    engine = Engine(teacher.config, teacher.params, teacher.tokenizer)
+    if config.written == 1:
+        return stage(rundir, "written", lambda: answered(at.task, engine, records))
+    return sampled(at.task, engine, records, rundir / "written.db", samples=config.written, seed=seed)
+
+
+def _cached(
+    config: TeachingConfig, fit: FitConfig, teacher: Start, vocab_size: int, rundir: Path, seed: int, rows: Rows
+) -> Rows:
+    assert config.distil.cache is not None
+    return cached_teacher(
+        cache_folder(rundir) / "teachers",
+        rows,
+        teacher.config,
+        teacher.params,
+        teacher.tokenizer.digest,
+        kind=config.distil.cache,
+        k=config.entries,
+        batch_size=fit.batch_size,
+        seed=seed,
+        vocab_size=None if teacher.config.labels else min(vocab_size, teacher.config.vocab_size),
+    )
+
+
+def _flops(config: TeachingConfig, fit: FitConfig, teachers: Sequence[Start], student: Start) -> float:
+    """What a step costs beside the student's own: the teachers' forward passes, and what the student writes."""
+    tokens, context = fit.batch_size * fit.length, fit.length / 2
+    asked = [] if config.distil.cache else teachers
+    theirs = sum(forward_flops(teacher.config, teacher.params, tokens, context) for teacher in asked)
+    return theirs + config.own * forward_flops(student.config, student.params, tokens, context)
