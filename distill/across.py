@@ -1,4 +1,4 @@
-"""Losses between models of different vocabularies, at the places where both have read the same text (`paired.py`).
+"""Losses between models of different vocabularies, at the places where both have read the same text (`rows/paired.py`).
 
 p is the teacher's distribution over its tokens and q the student's over its own, both softmax(logits / temperature).
 
@@ -27,8 +27,8 @@ import numpy as np
 from limbeck.distill.checks import check_heads
 from limbeck.distill.chunked import Source, chunked_loss
 from limbeck.distill.loss import Scalar, log_softmax
+from limbeck.distill.rows.token_bytes import NO_BYTE
 from limbeck.distill.teacher import without_teacher
-from limbeck.distill.token_bytes import NO_BYTE
 from limbeck.model.chosen import filled_outside
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError, one_of

@@ -67,8 +67,8 @@ _ASKED = {
 }
 _BLOCKS = {
     "rows": list, "claims": list, "break_even": list, "bias": list, "samples": list, "texts": list, "skipped": list,
-    "facts": list, "curves": dict, "evaluations": dict, "ambiguity": dict, "offline": dict, "rates": list, "disagreement": dict, "task": dict,
-    "machine": dict, "versions": dict, "metric": str,
+    "facts": list, "rates": list, "curves": dict, "evaluations": dict, "ambiguity": dict, "offline": dict,
+    "disagreement": dict, "task": dict, "machine": dict, "versions": dict, "metric": str,
 }
 _COUNTS_HITS = ("accuracy", "macro_f1", "matthews", "micro_f1", "label_macro_f1", "exact_match")
 _ROOM = 10  # columns that fit a page beside the main metric; the other metrics get a table of their own beyond it

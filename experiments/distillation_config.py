@@ -5,7 +5,7 @@ from typing import Literal
 
 from limbeck.distill.config import DistilConfig
 from limbeck.distill.match_config import MatchConfig
-from limbeck.distill.student_config import StudentConfig
+from limbeck.distill.students.config import StudentConfig
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.errors import UserError
@@ -21,7 +21,7 @@ class TeachingConfig:
     shares: tuple[float, ...] = ()  # several students, each of one of these in the place of `student.params`
     others: tuple[str, ...] = ()  # more teachers, whose probabilities are averaged with the first one's
     across: Literal["uld", "bytes"] = "bytes"  # how a student of another tokenizer is compared (distill/across.py)
-    entries: int = 32  # kept of a token's distribution, where `distil.cache` names a cached teacher
+    kept: int = 32  # entries of a token's distribution, where `distil.cache` names a cached teacher
     own: float = 0.0  # share of the steps on the student's own answers (of tasks that are answered in text)
     own_temperature: float = 1.0  # of those
     written: int = 0  # answers of the teacher's to every training query, which take the place of the right ones
@@ -34,7 +34,7 @@ class TeachingConfig:
     def __post_init__(self) -> None:
         if self.shares and (self.student.sizes() or self.student.folder):
             raise UserError(f"shares {self.shares} are the students' sizes: leave out `student`'s own, and its folder")
-        for name, least in (("entries", 1), ("written", 0), ("shots", 0)):
+        for name, least in (("kept", 1), ("written", 0), ("shots", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least {least}")
         if not 0 <= self.own <= 1:

@@ -14,8 +14,8 @@ import numpy as np
 from rich.console import Console
 
 from limbeck.distill.config import DistilConfig
+from limbeck.distill.rows.transfer_set import write_transfer_set
 from limbeck.distill.teacher import STUDENT, distillation_loss, with_teacher
-from limbeck.distill.transfer_set import write_transfer_set
 from limbeck.evaluation import bias
 from limbeck.evaluation.baseline import baselines
 from limbeck.evaluation.comparison import break_even_table

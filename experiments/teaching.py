@@ -8,16 +8,16 @@ import jax
 
 from limbeck.distill.across import across_loss
 from limbeck.distill.features import add_matchers, matching
-from limbeck.distill.on_policy import on_policy, prompted_rows, with_own
-from limbeck.distill.paired import prompt_distillation, two_tokenizers_on_task
-from limbeck.distill.rationales import rationale_examples
+from limbeck.distill.rows.on_policy import on_policy, prompted_rows, with_own
+from limbeck.distill.rows.paired import prompt_distillation, two_tokenizers_on_task
+from limbeck.distill.rows.rationales import rationale_examples
+from limbeck.distill.rows.teacher_cache import cached_teacher
+from limbeck.distill.rows.token_bytes import first_byte_V
+from limbeck.distill.rows.transfer_set import answered, sampled
 from limbeck.distill.schedules import scheduled
-from limbeck.distill.student import student_of
-from limbeck.distill.student_config import StudentConfig
+from limbeck.distill.students.config import StudentConfig
+from limbeck.distill.students.start import student_of
 from limbeck.distill.teacher import distillation_loss, student_only, with_teacher
-from limbeck.distill.teacher_cache import cached_teacher
-from limbeck.distill.token_bytes import first_byte_V
-from limbeck.distill.transfer_set import answered, sampled
 from limbeck.experiments.answering import Setting
 from limbeck.experiments.distillation_config import TeachingConfig
 from limbeck.experiments.rundir import cache_folder, stage
@@ -181,7 +181,7 @@ def _cached(
         teacher.params,
         teacher.tokenizer.digest,
         kind=config.distil.cache,
-        k=config.entries,
+        k=config.kept,
         batch_size=fit.batch_size,
         seed=seed,
         vocab_size=None if teacher.config.labels else min(vocab_size, teacher.config.vocab_size),

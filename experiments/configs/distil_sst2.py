@@ -7,7 +7,7 @@ Command:  limbeck run distil_sst2 --task FOLDER/sst2 --model runs/sst2/model
 import dataclasses
 
 from limbeck.distill.config import DistilConfig
-from limbeck.distill.student_config import StudentConfig
+from limbeck.distill.students.config import StudentConfig
 from limbeck.experiments.configs import sst2
 from limbeck.experiments.distillation_config import DistillationConfig, TeachingConfig
 

@@ -4,7 +4,7 @@ Data:     TinyStories, 1,000 of them; stories260K.bin and its tokenizer (karpath
 Command:  limbeck run distil_stories --root FOLDER --model FOLDER/stories260k/stories260K.bin
 """
 
-from limbeck.distill.student_config import StudentConfig
+from limbeck.distill.students.config import StudentConfig
 from limbeck.experiments.distillation_config import TeachingConfig, TextDistillationConfig
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.train.config import FitConfig, OptimConfig

@@ -11,9 +11,9 @@ import pytest
 
 from limbeck.distill.across import Across, across, across_loss
 from limbeck.distill.chunked import chunked_loss
-from limbeck.distill.paired import two_tokenizers
+from limbeck.distill.rows.paired import two_tokenizers
+from limbeck.distill.rows.token_bytes import NO_BYTE, first_byte_V
 from limbeck.distill.teacher import with_teacher, without_teacher
-from limbeck.distill.token_bytes import NO_BYTE, first_byte_V
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.tokenizer import train_bpe

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from limbeck.distill.config import DistilConfig
-from limbeck.distill.student_config import StudentConfig
+from limbeck.distill.students.config import StudentConfig
 from limbeck.evaluation.report import load_report
 from limbeck.experiments.cli import main
 from limbeck.experiments.distillation_config import TeachingConfig
@@ -63,7 +63,7 @@ def test_a_student_stands_beside_its_teacher_and_the_same_student_without_one(da
 
 
 def test_a_cached_teacher_is_asked_once_and_a_method_of_tuning_is_one_word(data, teacher, tmp_path, capsys):
-    words = ["--shares", "0.5", "--cache", "topk", "--entries", "2", "--control", "False", "--tuning", "bias"]
+    words = ["--shares", "0.5", "--cache", "topk", "--kept", "2", "--control", "False", "--tuning", "bias"]
     folder = tmp_path / "run"
     assert distilled(folder, data, teacher, *words, "--temperature", "1") == 0
     row = next(row for row in load_report(folder)["rows"] if row["method"] == "distilled_0.5")
@@ -89,7 +89,7 @@ def test_a_language_model_is_distilled_on_text(tmp_path):
     first = ["run", "shakespeare", "--workdir", str(tmp_path / "teacher"), "--model", "tiny", "--vocab-size", "300"]
     assert main([*first, *words, "--max-len", "64"]) == 0
     run = ["run", "distil_stories", "--workdir", str(tmp_path / "run"), "--model", str(tmp_path / "teacher" / "model")]
-    assert main([*run, *words, "--shares", "0.5", "--cache", "topk_tail", "--entries", "4"]) == 0
+    assert main([*run, *words, "--shares", "0.5", "--cache", "topk_tail", "--kept", "4"]) == 0
     report = load_report(tmp_path / "run")
     assert [row["method"] for row in report["rows"]] == ["teacher", "distilled_0.5", "alone_0.5"]
     assert all(row["metrics"]["bits_per_byte"]["value"] > 0 for row in report["rows"])
@@ -109,7 +109,7 @@ def test_a_teacher_without_the_tasks_head_is_refused(data, tmp_path, capsys):
         ({"own": 0.5, "distil": DistilConfig(cache="topk")}, "asks a live teacher"),
         ({"own": 0.5, "shots": 2}, "cannot read the student's answers"),
         ({"shares": (0.5,), "student": StudentConfig(depth=1)}, "leave out"),
-        ({"entries": 0}, "entries=0"),
+        ({"kept": 0}, "kept=0"),
     ],
 )
 def test_what_cannot_be_is_one_line(fields, message):

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 
-from limbeck.distill.importance import importance
-from limbeck.distill.prune import from_layers, picked, pruned_in_cuts
-from limbeck.distill.shape import between, deepest, of_layers, proposed, reshaped
-from limbeck.distill.student_config import StudentConfig
+from limbeck.distill.students.config import StudentConfig
+from limbeck.distill.students.importance import importance
+from limbeck.distill.students.prune import from_layers, picked, pruned_in_cuts
+from limbeck.distill.students.shape import between, deepest, of_layers, proposed, reshaped
 from limbeck.model.config import ModelConfig
 from limbeck.model.params import Params
 from limbeck.model.transformer import init

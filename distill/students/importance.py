@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from limbeck.distill.shape import axes
+from limbeck.distill.students.shape import axes
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.layers import Norm

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from limbeck.distill import spans, teacher_cache
 from limbeck.distill.config import DistilConfig
+from limbeck.distill.rows import spans, teacher_cache
+from limbeck.distill.rows.teacher_cache import bytes_per_token, cached_teacher
 from limbeck.distill.teacher import distillation_loss, with_teacher
-from limbeck.distill.teacher_cache import bytes_per_token, cached_teacher
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.transformer import apply, classify, init

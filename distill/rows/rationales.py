@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from limbeck.distill.transfer_set import generations
+from limbeck.distill.rows.transfer_set import generations
 from limbeck.inference.engine import Engine
 from limbeck.inference.job import BulkRequest
 from limbeck.inference.requests import GenerateRequest, Sampling

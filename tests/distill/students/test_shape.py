@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.distill.shape import axes, between, deepest, of_layers, proposed, reshaped, sizes
+from limbeck.distill.students.shape import axes, between, deepest, of_layers, proposed, reshaped, sizes
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.pretrained.config_json import read_config, write_config

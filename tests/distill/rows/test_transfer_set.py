@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from limbeck.distill import transfer_set
-from limbeck.distill.transfer_set import answered, sampled, write_transfer_set
+from limbeck.distill.rows import transfer_set
+from limbeck.distill.rows.transfer_set import answered, sampled, write_transfer_set
 from limbeck.inference.requests import GenerateRequest, Generation
 from limbeck.model.errors import UserError
 from limbeck.model.tokenizer import byte_tokenizer

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models
 
-from limbeck.distill.token_bytes import NO_BYTE, added_spaces, ends, first_byte_V, token_bytes
+from limbeck.distill.rows.token_bytes import NO_BYTE, added_spaces, ends, first_byte_V, token_bytes
 from limbeck.model.errors import UserError
 from limbeck.model.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
 from limbeck.model.tokenizer.files import Parts

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from limbeck.distill.importance import Importance, importance
-from limbeck.distill.prune import from_layers, picked, pruned, pruned_in_cuts
-from limbeck.distill.shape import axes, between, proposed, reshaped, sizes
+from limbeck.distill.students.importance import Importance, importance
+from limbeck.distill.students.prune import from_layers, picked, pruned, pruned_in_cuts
+from limbeck.distill.students.shape import axes, between, proposed, reshaped, sizes
 from limbeck.model import transformer
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError

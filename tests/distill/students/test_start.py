@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from limbeck.distill import student as student_module
-from limbeck.distill.importance import importance
-from limbeck.distill.prune import from_layers
-from limbeck.distill.shape import proposed
-from limbeck.distill.student import student_of, student_shape
-from limbeck.distill.student_config import StudentConfig
+from limbeck.distill.students import start as student_module
+from limbeck.distill.students.config import StudentConfig
+from limbeck.distill.students.importance import importance
+from limbeck.distill.students.prune import from_layers
+from limbeck.distill.students.shape import proposed
+from limbeck.distill.students.start import student_of, student_shape
 from limbeck.experiments.config import override
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
@@ -163,5 +163,5 @@ def test_it_is_said_on_the_command_line(words, student):
 
 
 def test_saying_it_does_not_import_jax():
-    code = "import sys, limbeck.distill.student_config; sys.exit('jax' in sys.modules)"
+    code = "import sys, limbeck.distill.students.config; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from limbeck.distill import spans
-from limbeck.distill.spans import Sheet, kept
+from limbeck.distill.rows import spans
+from limbeck.distill.rows.spans import Sheet, kept
 from limbeck.model.errors import UserError
 
 SHEETS = [

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from limbeck.distill.rationales import rationale_examples, written_rationales
+from limbeck.distill.rows.rationales import rationale_examples, written_rationales
 from limbeck.inference.requests import Generation
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError

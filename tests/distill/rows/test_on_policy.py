@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from limbeck.distill.config import DistilConfig
-from limbeck.distill.on_policy import on_policy, prompted_rows, with_own
+from limbeck.distill.rows.on_policy import on_policy, prompted_rows, with_own
 from limbeck.distill.schedules import scheduled
 from limbeck.distill.teacher import STUDENT, distillation_loss, with_teacher
 from limbeck.model.config import ModelConfig

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from limbeck.distill.paired import Pair, pack_pairs, prompt_distillation, two_tokenizers, two_tokenizers_on_task
+from limbeck.distill.rows.paired import Pair, pack_pairs, prompt_distillation, two_tokenizers, two_tokenizers_on_task
 from limbeck.distill.teacher import distillation_loss, with_teacher
 from limbeck.inference.engine import Engine
 from limbeck.inference.requests import ScoreRequest

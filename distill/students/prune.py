@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from limbeck.distill.importance import Importance
-from limbeck.distill.shape import axes, of_layers
-from limbeck.distill.student_config import SIZES
+from limbeck.distill.students.config import SIZES
+from limbeck.distill.students.importance import Importance
+from limbeck.distill.students.shape import axes, of_layers
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError, one_of
 from limbeck.model.params import Params, block_path, join

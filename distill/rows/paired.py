@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from limbeck.distill.token_bytes import added_spaces, ends, token_bytes
+from limbeck.distill.rows.token_bytes import added_spaces, ends, token_bytes
 from limbeck.model.errors import UserError, one_of
 from limbeck.model.progress import progress
 from limbeck.model.tokenizer import Tokenizer

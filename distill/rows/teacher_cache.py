@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from limbeck.distill.config import Cache
-from limbeck.distill.spans import Sheet, bytes_of, kept
+from limbeck.distill.rows.spans import Sheet, bytes_of, kept
 from limbeck.model.chosen import filled_outside
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError, one_of

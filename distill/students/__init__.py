@@ -1,0 +1,1 @@
+"""Who the student is: its shape, and the parameters that it starts from."""
