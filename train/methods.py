@@ -237,14 +237,14 @@ _LOW_RANK, _ENTRIES = lora_only().patterns, chosen_only().patterns
 
 METHODS: Mapping[str, Method] = {
     "full": Method("every weight and bias", (".*",)),
-    "bias": Method("biases (BitFit, arXiv 2106.10199); a model without any gets them", (".*/bias",), _biases, 10),
-    "norms": Method("the norms' scales and biases", (".*norm/(scale|bias)",), rate=10),
-    "bias_norm": Method("biases and norms", bias_norm().patterns, _biases, 10),
-    "attention": Method("the attention half of every block", ("blocks/attn/.*",)),
-    "embeddings": Method("the embeddings", ("(embed|positions)/embedding",)),
-    "head": Method("the head and the final norm", _head),
-    "first_blocks": Method("the first blocks", partial(_blocks, first=True)),
-    "last_blocks": Method("the last blocks and the final norm", partial(_blocks, first=False)),
+    "bias": Method("biases (BitFit, arXiv 2106.10199); a model without any gets them", (".*/bias",), _biases, 20),
+    "norms": Method("the norms' scales and biases", (".*norm/(scale|bias)",), rate=30),
+    "bias_norm": Method("biases and norms", bias_norm().patterns, _biases, 20),
+    "attention": Method("the attention half of every block", ("blocks/attn/.*",), rate=2),
+    "embeddings": Method("the embeddings", ("(embed|positions)/embedding",), rate=2),
+    "head": Method("the head and the final norm", _head, rate=5),
+    "first_blocks": Method("the first blocks", partial(_blocks, first=True), rate=2),
+    "last_blocks": Method("the last blocks and the final norm", partial(_blocks, first=False), rate=3),
     "lora": Method("low-rank adapters (arXiv 2106.09685)", _LOW_RANK, _lora, 10),
     "rslora": Method(
         "low-rank adapters scaled by alpha / sqrt(rank) (arXiv 2312.03732)",

@@ -1,26 +1,34 @@
-"""Every way of tuning but `entries` on one task, each at the best of three learning rates.
+"""Every way of tuning but `entries` side by side, on the built-in world: completing "lemon:" with "citrus".
 
 Quality, what trains, memory and time of a step, and bytes to keep. Low ranks, so that adapters of a small model are a
-small share of it.
+small share of it. Each way's learning rate is a factor on full tuning's (train/methods.py); the factors come from this
+comparison with `--rates 0.3 1 3`, here and on peft_menu_sst2 and peft_menu_banking77 (LOG.md).
 
-Data:     as of sst2, or any task: --tuning.task FOLDER
-Command:  limbeck run peft_menu --tuning.task FOLDER/sst2 --tuning.model runs/foundation/model
+Data:     none; the model is the foundation of `make quickstart`
+Command:  limbeck run peft_menu
 """
 
-import dataclasses
-
-from limbeck.experiments.configs import sst2
 from limbeck.experiments.menu_config import MenuConfig
-from limbeck.train.config import MethodConfig
+from limbeck.experiments.tuning_config import TuningConfig
+from limbeck.train.config import FitConfig, MethodConfig, OptimConfig
 
 config = MenuConfig(
-    tuning=dataclasses.replace(
-        sst2.config,
-        fit=dataclasses.replace(sst2.config.fit, steps=200, evaluate_every=100),
+    tuning=TuningConfig(
+        task="world",
+        model="runs/quickstart/models/base",
+        head=False,
+        fit=FitConfig(
+            steps=60,
+            batch_size=16,
+            length=64,
+            optim=OptimConfig(learning_rate=5e-4),
+            evaluate_every=20,
+            keep="best",
+        ),
         method=MethodConfig(rank=2),
     ),
     methods=(
-        "full", "attention", "last_blocks", "first_blocks", "embeddings", "head", "norms", "bias", "bias_norm",
+        "full", "attention", "last_blocks", "first_blocks", "embeddings", "norms", "bias", "bias_norm",
         "lora", "lora_qv", "lora_mlp", "lora_8", "rslora", "lora_plus", "lora_orthogonal", "pissa", "dora", "qlora",
         "vera", "ia3", "houlsby", "pfeiffer", "prompt", "p_tuning", "prefix",
         "fisher", "gradient", "movement", "magnitude", "random",
@@ -33,6 +41,5 @@ config = MenuConfig(
         ("pfeiffer", {"rank": 16}),
         ("vera", {"rank": 64}),
     ),
-    rates=(0.3, 1.0, 3.0),
 )  # fmt: skip
 main = "limbeck.experiments.menu:run"
