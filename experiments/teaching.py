@@ -166,8 +166,14 @@ def _written(config: TeachingConfig, at: Setting, teacher: Start, rundir: Path, 
         return records
     engine = Engine(teacher.config, teacher.params, teacher.tokenizer)
     if config.written == 1:
-        return stage(rundir, "written", lambda: answered(at.task, engine, records))
-    return sampled(at.task, engine, records, rundir / "written.db", samples=config.written, seed=seed)
+        written = stage(rundir, "written", lambda: answered(at.task, engine, records))
+    else:
+        written = sampled(at.task, engine, records, rundir / "written.db", samples=config.written, seed=seed)
+    if not written:
+        raise UserError(
+            f"the teacher wrote no answer that ends to any of {len(records)} queries: tune it for the task first"
+        )
+    return written
 
 
 def _cached(
