@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 
+from limbeck.distill.schedules import Named
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.config import ModelConfig
@@ -18,7 +19,7 @@ from limbeck.model.sizes import SIZES, UNROLLED, sized
 from limbeck.model.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from limbeck.model.transformer import init
 from limbeck.train.config import FitConfig
-from limbeck.train.data import Rows, Stream
+from limbeck.train.data import Rows
 from limbeck.train.heads import add_head
 from limbeck.train.loss import Batch, LossFn
 from limbeck.train.methods import Ground, prepare
@@ -37,7 +38,7 @@ class Start(NamedTuple):
 
 # What a teacher makes of a training on rows, each with its weight in the mixture: the model and what it needs beside
 # it, batches, loss, and how many FLOPs a step the teacher costs.
-Taught = Callable[[Start, Sequence[tuple[Rows, float]]], tuple[Start, Stream, LossFn, float]]
+Taught = Callable[[Start, Sequence[tuple[Rows, float]]], tuple[Start, Named, LossFn, float]]
 
 
 def begin(
@@ -95,6 +96,6 @@ def ground(
     return Ground(start.config, start.params, config.method, config.seed, examples, start.tokenizer.encode)
 
 
-def first_rows(stream: Stream, batch_size: int, count: int) -> list[Batch]:
+def first_rows(stream: Callable[[int], Batch], batch_size: int, count: int) -> list[Batch]:
     """The first batches of a stream, of `count` rows in all or a few more."""
     return [stream(step) for step in range(-(-count // batch_size))]

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from limbeck.distill.schedules import Named
 from limbeck.distill.teacher import without_teacher
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.rundir import stage
@@ -19,7 +20,6 @@ from limbeck.model.errors import UserError
 from limbeck.model.params import Params, join, merge
 from limbeck.model.pretrained import save_pretrained
 from limbeck.train.config import FitConfig
-from limbeck.train.data import Stream
 from limbeck.train.loop import Evaluation, fit
 from limbeck.train.loss import Batch, LossFn
 from limbeck.train.methods import plain, with_added, with_trained
@@ -37,7 +37,7 @@ def trained(
     start: Start,
     again: Callable[[], Start],
     loss_fn: LossFn,
-    stream: Stream,
+    stream: Named,
     evaluate: Callable[[Params], Evaluation],
     flops_per_step: float,
     name: str,

@@ -1,8 +1,9 @@
 """The menu: every way of tuning as what it adds to the parameters and what of them then trains.
 
 A method is a function that adds leaves, or none, and the patterns of what trains. Its rate is how many times larger
-than for full tuning the learning rate is to be, as a sweep on three tasks found it (LOG.md, `limbeck run peft_menu`). Whatever the method, one step (`step.py`) differentiates what trains
-and nothing else, and only that is in the optimiser's state and in checkpoints.
+than for full tuning the learning rate is to be, as a sweep on three tasks found it (LOG.md; `limbeck run peft_menu`).
+Whatever the method, one step (`step.py`) differentiates what trains and nothing else, and only that is in the
+optimiser's state and in checkpoints.
 """
 
 import dataclasses
