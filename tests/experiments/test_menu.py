@@ -2,13 +2,18 @@
 
 import json
 
+import jax
 import pytest
 
 from limbeck.evaluation.report import load_report
 from limbeck.experiments.cli import main
 from limbeck.experiments.menu_config import MenuConfig
 from limbeck.experiments.tuning_config import TuningConfig
+from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
+from limbeck.model.pretrained import save_pretrained
+from limbeck.model.tokenizer import train_bpe
+from limbeck.model.transformer import init
 from limbeck.train.config import FitConfig, MethodConfig
 
 TUNING = TuningConfig("task", "model", FitConfig(steps=4), method=MethodConfig(rank=2))
@@ -19,8 +24,7 @@ from limbeck.train.config import FitConfig, MethodConfig, OptimConfig
 
 config = MenuConfig(
     TuningConfig(
-        "data", "tiny", FitConfig(6, 4, 64, OptimConfig(learning_rate=1e-3), evaluate_every=3, keep="best"),
-        vocab_size=300, max_len=64,
+        "data", "model", FitConfig(6, 4, 32, OptimConfig(learning_rate=1e-3), evaluate_every=3, keep="best")
     ),
     ("small", r"blocks/0/.*", "entries"),
     (("small", {"tuning": "lora", "rank": 1}),),
@@ -38,7 +42,11 @@ def test_each_way_is_reported_at_the_rate_that_validation_prefers(tmp_path, caps
         (data / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     experiment, folder = tmp_path / "menu.py", tmp_path / "run"
     experiment.write_text(EXPERIMENT, encoding="utf-8")
-    words = ["run", str(experiment), "--workdir", str(folder), "--tuning.task", str(data)]
+    model = tmp_path / "model"
+    tokenizer = train_bpe(["0 and 1"], 300)
+    config = ModelConfig(tokenizer.vocab_size, 16, 2, 2, 1, 8, 32, 32)
+    save_pretrained(model, config, init(config, jax.random.key(0)), tokenizer)
+    words = ["run", str(experiment), "--workdir", str(folder), "--task", str(data), "--model", str(model)]
     assert main(words) == 0
     report = load_report(folder)
     ways = [row for row in report["rows"] if "adapter_bytes" in row]
