@@ -34,6 +34,7 @@ _ALIASES = {
     "pretrained": "pretrain",
 }
 _MARKERS = {"zero_shot": "o", "one_shot": "o", "few_shot": "o", "distilled": "D", "student_alone": "D"}
+CROWD = 12  # methods from which on a picture of them is large
 _DASHES = (0, (4, 3))
 INK = "#767777"  # stands for the page's text colour: replaced by currentColor below
 _STYLE = {
@@ -96,6 +97,7 @@ def standalone(svg: str) -> str:
 def quality(rows: Sequence[dict[str, Any]], metric: str, key: str, label: str) -> str:
     """The metric with its interval against `rows[...][key]` on a log axis; filled marks are the Pareto front.
 
+    From so many rows on that their names would not fit, the picture is larger and its axis begins where the values do.
     Returns "" where fewer than two rows have both.
     """
     scored = [(row, score_of(row, metric)) for row in rows if (row.get(key) or 0) > 0]
@@ -108,6 +110,9 @@ def quality(rows: Sequence[dict[str, Any]], metric: str, key: str, label: str) -
     points = list(zip(cost, value, strict=True))
     front = pareto(list(zip(cost, value if higher_is_better(metric) else -value, strict=True)))
     low, high = limits(metric, seen(rows, metric))
+    if crowded := len(marks) > CROWD:
+        ends = [end for score in scores for end in (score.get("ci95") or (score["value"],))]
+        low, high = min(ends) - 0.05 * (max(ends) - min(ends)), max(ends)
     headroom = 0.04 * (high - low)
 
     def paint(figure: "Figure") -> None:
@@ -136,7 +141,7 @@ def quality(rows: Sequence[dict[str, Any]], metric: str, key: str, label: str) -
         lines += [(x, y, end, y) for (x, y), (end, _) in zip(ends, ends[1:], strict=False)]
         _name_points(figure, ax, dict(zip(names, points, strict=True)), lines)
 
-    return draw(f"{words(metric)} against {label}", (380, 290), paint)
+    return draw(f"{words(metric)} against {label}", (860, 440) if crowded else (380, 290), paint)
 
 
 def break_even_lines(table: Sequence[dict[str, Any]], unit: str) -> str:

@@ -311,5 +311,6 @@ def _render(name: str, data: dict[str, Any], drawn: dict[str, markupsafe.Markup]
         verdict=_verdict(data),
         samples=_samples(data),
         listed=_LISTED,
+        crowd=plots.CROWD,
         plots=drawn,
     )
