@@ -1,5 +1,6 @@
 """A teacher in a training: its leaves beside the student's, the rows that both read, the loss between them."""
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from limbeck.distill.features import add_matchers, matching
 from limbeck.distill.rows.on_policy import on_policy, prompted_rows, with_own
 from limbeck.distill.rows.paired import prompt_distillation, two_tokenizers_on_task
 from limbeck.distill.rows.rationales import rationale_examples
-from limbeck.distill.rows.teacher_cache import cached_teacher
+from limbeck.distill.rows.teacher_cache import bytes_per_token, cached_teacher
 from limbeck.distill.rows.token_bytes import first_byte_V
 from limbeck.distill.rows.transfer_set import answered, sampled
 from limbeck.distill.schedules import scheduled
@@ -180,7 +181,7 @@ def _cached(
     config: TeachingConfig, fit: FitConfig, teacher: Start, vocab_size: int, rundir: Path, seed: int, rows: Rows
 ) -> Rows:
     assert config.distil.cache is not None
-    return cached_teacher(
+    found = cached_teacher(
         cache_folder(rundir) / "teachers",
         rows,
         teacher.config,
@@ -192,6 +193,8 @@ def _cached(
         seed=seed,
         vocab_size=None if teacher.config.labels else min(vocab_size, teacher.config.vocab_size),
     )
+    print(f"the cached teacher takes {bytes_per_token(found):.0f} bytes a token", file=sys.stderr)
+    return found
 
 
 def _flops(config: TeachingConfig, fit: FitConfig, teachers: Sequence[Start], student: Start) -> float:

@@ -1,6 +1,7 @@
 """Students of a teacher from its folder to the report: on tasks with a head and in text, and on plain text."""
 
 import json
+import re
 
 import jax
 import pytest
@@ -71,6 +72,7 @@ def test_a_cached_teacher_is_asked_once_and_a_method_of_tuning_is_one_word(data,
     words = ["--shares", "0.5", "--cache", "topk", "--kept", "2", "--control", "False", "--tuning", "bias"]
     folder = tmp_path / "run"
     assert distilled(folder, data, teacher, *words, "--temperature", "1") == 0
+    assert re.search(r"the cached teacher takes \d+ bytes a token", capsys.readouterr().err)
     row = next(row for row in load_report(folder)["rows"] if row["method"] == "distilled_0.5")
     assert row["params_trainable"] < 0.02 * row["params_total"] + 600  # the biases and the head
 
