@@ -101,7 +101,8 @@ def _ways(args: Args, tell: Callable[[str], Any]) -> dict[str, tuple[Any, Any]]:
         "own_B": np.ones(args.rows, np.float32),
     }
     live = distillation_loss(student, teacher)
-    written = on_policy(live, student, new_tokens=args.length // 2, temperature=1.0, stop_ids=(), pad_id=0)
+    sampling = {"new_tokens": args.length // 2, "temperature": 1.0, "stop_ids": (), "pad_id": 0, "hard_weight": 0.0}
+    written = on_policy(live, student, **sampling)
     made = {
         "plain": (token_loss(student), {}, batch),
         "live": (live, theirs, batch),
