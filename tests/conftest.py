@@ -37,7 +37,8 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    # Lazily: an array that a test has mapped from a file there may still wait to be collected.
+    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
