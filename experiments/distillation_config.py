@@ -27,8 +27,6 @@ class TeachingConfig:
     written: int = 0  # answers of the teacher's to every training query, which take the place of the right ones
     shots: int = 0  # examples that the teacher sees before a query, and the student does not
     instruction: str = ""  # that the teacher alone reads
-    rationales: str = ""  # field of the records with the reason for their answer, learned besides
-    rationale_weight: float = 0.5  # of a token of these
     control: bool = True  # the same student, trained as long without a teacher
 
     def __post_init__(self) -> None:
@@ -68,6 +66,6 @@ class TextDistillationConfig:
 
     def __post_init__(self) -> None:
         teaching = self.teaching
-        for name in ("own", "written", "shots", "instruction", "rationales"):
+        for name in ("own", "written", "shots", "instruction"):
             if getattr(teaching, name):
                 raise UserError(f"{name}={getattr(teaching, name)!r} is of tasks; on text a teacher is live or cached")

@@ -11,7 +11,6 @@ from limbeck.distill.across import across_loss
 from limbeck.distill.features import add_matchers, matching
 from limbeck.distill.rows.on_policy import on_policy, prompted_rows, with_own
 from limbeck.distill.rows.paired import prompt_distillation, two_tokenizers_on_task
-from limbeck.distill.rows.rationales import rationale_examples
 from limbeck.distill.rows.teacher_cache import bytes_per_token, cached_teacher
 from limbeck.distill.rows.token_bytes import first_byte_V
 from limbeck.distill.rows.transfer_set import answered, sampled
@@ -146,15 +145,11 @@ def _task_rows(
     if config.shots or config.instruction:
         prompt = {"shots": config.shots, "seed": seed, "instruction": config.instruction}
         return [prompt_distillation(at.task, records, start.tokenizer, **prompt, **sides)]
-    if not (config.own or config.written or config.rationales):
+    if not (config.own or config.written):
         return []
     if at.head:
-        raise UserError("own, written and rationales are of tasks that are answered in text: set head=False")
+        raise UserError("own and written are of tasks that are answered in text: set head=False")
     examples = completions(at.task, records, start.tokenizer)
-    if config.rationales:
-        examples += rationale_examples(
-            at.task, records, start.tokenizer, config.rationales, config.rationale_weight
-        )
     if config.own:
         return [prompted_rows(examples, (fit.length,), answer_tokens(at.task, start.tokenizer), on_bad_row)]
     return [pack(examples, fit.length, on_bad_row)]
