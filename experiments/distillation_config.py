@@ -18,21 +18,23 @@ class TeachingConfig:
     distil: DistilConfig = DistilConfig()
     match: MatchConfig = MatchConfig()
     student: StudentConfig = StudentConfig()
-    shares: tuple[float, ...] = ()  # several students, each of one of these in the place of `student.params`
+    shares: tuple[float, ...] = ()  # of the teacher's parameters: as many students, unless `student` has a size or folder
     others: tuple[str, ...] = ()  # more teachers, whose probabilities are averaged with the first one's
     across: Literal["uld", "bytes"] = "bytes"  # how a student of another tokenizer is compared (distill/across.py)
     kept: int = 32  # entries of a token's distribution, where `distil.cache` names a cached teacher
     own: float = 0.0  # share of the steps on the student's own answers (of tasks that are answered in text)
     own_temperature: float = 1.0  # of those
     written: int = 0  # answers of the teacher's to every training query, which take the place of the right ones
+    transfer_tokens: int = 0  # that the teacher writes as queries of its own, which it answers too: more to learn from
+    rationales: float = 0.0  # weight of the reasons for answers, a second target: the records' own, or else the teacher's
     shots: int = 0  # examples that the teacher sees before a query, and the student does not
     instruction: str = ""  # that the teacher alone reads
     control: bool = True  # the same student, trained as long without a teacher
 
     def __post_init__(self) -> None:
-        if self.shares and (self.student.sizes() or self.student.folder):
-            raise UserError(f"shares {self.shares} are the students' sizes: leave out `student`'s own, and its folder")
-        for name, least in (("kept", 1), ("written", 0), ("shots", 0)):
+        for student in self.students().values():
+            student.check_smaller()
+        for name, least in (("kept", 1), ("written", 0), ("transfer_tokens", 0), ("rationales", 0), ("shots", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least {least}")
         if not 0 <= self.own <= 1:
@@ -44,8 +46,9 @@ class TeachingConfig:
 
     def students(self) -> dict[str, StudentConfig]:
         """The students by name."""
-        if not self.shares:
-            return {"student": self.student}
+        own = self.student
+        if not self.shares or own.params is not None or own.sizes() or own.layers or own.folder:
+            return {"student": own}
         return {f"student_{share:g}": dataclasses.replace(self.student, params=share) for share in self.shares}
 
 
@@ -66,6 +69,6 @@ class TextDistillationConfig:
 
     def __post_init__(self) -> None:
         teaching = self.teaching
-        for name in ("own", "written", "shots", "instruction"):
+        for name in ("own", "written", "transfer_tokens", "rationales", "shots", "instruction"):
             if getattr(teaching, name):
                 raise UserError(f"{name}={getattr(teaching, name)!r} is of tasks; on text a teacher is live or cached")

@@ -12,8 +12,9 @@ from limbeck.distill.features import add_matchers, matching
 from limbeck.distill.rows.on_policy import on_policy, prompted_rows, with_own
 from limbeck.distill.rows.paired import prompt_distillation, two_tokenizers_on_task
 from limbeck.distill.rows.teacher_cache import bytes_per_token, cached_teacher
+from limbeck.distill.rows.rationales import RATIONALE, rationale_examples, written_rationales
 from limbeck.distill.rows.token_bytes import first_byte_V
-from limbeck.distill.rows.transfer_set import answered, sampled
+from limbeck.distill.rows.transfer_set import answered, sampled, write_transfer_set
 from limbeck.distill.schedules import scheduled
 from limbeck.distill.students.config import StudentConfig
 from limbeck.distill.students.start import student_of
@@ -74,7 +75,7 @@ def taught_by(
         differ = start.tokenizer.digest != first.tokenizer.digest
         if differ:
             _check_across(config, at, len(teachers))
-        mixture = [(rows, 1.0) for rows in _task_rows(config, fit, at, start, first, rundir, seed)] if at else []
+        mixture = [(rows, 1.0) for rows in _task_rows(config, fit, at, start, first, seed)] if at else []
         mixture = mixture or list(sources)
         if config.distil.cache:
             ask = partial(_cached, config, fit, first, start.config.vocab_size, rundir, seed)
@@ -134,10 +135,10 @@ def _check_across(config: TeachingConfig, at: Setting | None, teachers: int) -> 
 
 
 def _task_rows(
-    config: TeachingConfig, fit: FitConfig, at: Setting, start: Start, teacher: Start, rundir: Path, seed: int
+    config: TeachingConfig, fit: FitConfig, at: Setting, start: Start, teacher: Start, seed: int
 ) -> list[Rows]:
     """The rows of a task where they are not those that tuning has; each a source of its own."""
-    records = _written(config, at, teacher, rundir, seed)
+    records = _written(config, at, teacher, seed)
     on_bad_row = at.config.on_bad_row
     sides = {"length": fit.length, "teacher_length": teacher.config.max_len, "on_bad_row": on_bad_row}
     if start.tokenizer.digest != teacher.tokenizer.digest:
@@ -145,31 +146,43 @@ def _task_rows(
     if config.shots or config.instruction:
         prompt = {"shots": config.shots, "seed": seed, "instruction": config.instruction}
         return [prompt_distillation(at.task, records, start.tokenizer, **prompt, **sides)]
-    if not (config.own or config.written):
+    if not (config.own or config.written or config.transfer_tokens or config.rationales):
         return []
-    if at.head:
-        raise UserError("own and written are of tasks that are answered in text: set head=False")
     examples = completions(at.task, records, start.tokenizer)
+    if config.rationales:
+        field = at.task.rationale_field or RATIONALE
+        examples += rationale_examples(at.task, records, start.tokenizer, field, config.rationales)
     if config.own:
         return [prompted_rows(examples, (fit.length,), answer_tokens(at.task, start.tokenizer), on_bad_row)]
     return [pack(examples, fit.length, on_bad_row)]
 
 
-def _written(config: TeachingConfig, at: Setting, teacher: Start, rundir: Path, seed: int) -> Sequence[Record]:
-    """The training records, with the teacher's answers where it is to write some."""
-    records = at.task.splits["train"]
-    if not config.written:
-        return records
+def _written(config: TeachingConfig, at: Setting, teacher: Start, seed: int) -> Sequence[Record]:
+    """The training records, with what the teacher is to write: answers to them, queries of its own, reasons."""
+    task, records = at.task, at.task.splits["train"]
+    asked = {name: getattr(config, name) for name in ("own", "written", "transfer_tokens", "rationales")}
+    if at.head and (named := [f"{name}={value}" for name, value in asked.items() if value]):
+        raise UserError(f"{named[0]} is of tasks that are answered in text: set head=False")
     engine = Engine(teacher.config, teacher.params, teacher.tokenizer)
     if config.written == 1:
-        written = stage(rundir, "written", lambda: answered(at.task, engine, records))
-    else:
-        written = sampled(at.task, engine, records, rundir / "written.db", samples=config.written, seed=seed)
-    if not written:
+        records = stage(at.rundir, "written", lambda: answered(task, engine, records))
+    elif config.written:
+        records = sampled(task, engine, records, at.rundir / "written.db", samples=config.written, seed=seed)
+    if config.transfer_tokens:
+        own = stage(at.rundir, "transfer_set", lambda: write_transfer_set(task, engine, config.transfer_tokens, seed))
+        print(f"the teacher wrote {len(own)} queries of its own", file=sys.stderr)
+        records = [*records, *own]
+    if not records:
         raise UserError(
-            f"the teacher wrote no answer that ends to any of {len(records)} queries: tune it for the task first"
+            f"the teacher wrote no answer that ends to any of {len(task.splits['train'])} queries: tune it for the "
+            "task first"
         )
-    return written
+    if config.rationales and not task.rationale_field:
+        reasons = written_rationales(task, engine, records, at.rundir / "rationales.db", field=RATIONALE)
+        why = {record["id"]: record[RATIONALE] for record in reasons}
+        print(f"the teacher gave its reason for {len(why)} of {len(records)} answers", file=sys.stderr)
+        records = [{**record, RATIONALE: why.get(record["id"], "")} for record in records]
+    return records
 
 
 def _cached(

@@ -17,6 +17,7 @@ _KEYS: dict[str, tuple[Any, ...]] = {
     "template": (Mapping,),  # query, target, separator, instruction: any of them
     "options": (list, tuple, str),  # the answers to choose from, or "from_train"
     "splits": (Mapping,),  # our split -> file in this folder, or split of the data set
+    "rationale": (str,),  # the field that says why an answer is right, where a row does
     "group": (str,),  # demonstrations come from the query's own group
     "metric": (str,),
     "tfds": (str,),  # the rows come from this TFDS data set, not from this folder

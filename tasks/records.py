@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from limbeck.model.errors import UserError
+from limbeck.model.errors import UserError, nearest
 from limbeck.tasks.description import Description
 from limbeck.tasks.label_metrics import join_labels, normalise, split_labels
 from limbeck.tasks.tables import OnBadRow, Row, Table, each, enough, labels_of, number_of, text_of
@@ -36,6 +36,7 @@ class _Plan(NamedTuple):
     template: Template
     answer: str
     needed: tuple[str, ...]  # every field that a record has
+    rationale: str | None  # and one that it may have
 
 
 class _Read(NamedTuple):
@@ -94,7 +95,8 @@ def task_of(name: str, tables: Mapping[str, Table], description: Description, on
         enough(tables.get(split, train).place, len(splits[split]), skipped[split])
     lines = tuple(itertools.chain.from_iterable(skipped.values()))
     metric: Any = description.get("metric")
-    return Task(name, splits, template, options, metric, answer, group, kind, skipped=lines, places=places)
+    why = plan.rationale
+    return Task(name, splits, template, options, metric, answer, group, kind, why, skipped=lines, places=places)
 
 
 def _plan(place: str, first: Sequence[Row], description: Description) -> _Plan:
@@ -124,7 +126,18 @@ def _plan(place: str, first: Sequence[Row], description: Description) -> _Plan:
     separator = "\n\n" if "\n" in query else "\n"
     template = Template(**{"query": query, "target": f" {{{answer}}}", "separator": separator, **given})
     group = [description["group"]] if "group" in description else []
-    return _Plan(kind, template, answer, (*fields(query), *fields(template.target), answer, *group))
+    needed = (*fields(query), *fields(template.target), answer, *group)
+    return _Plan(kind, template, answer, needed, _rationale(place, first, needed, description))
+
+
+def _rationale(place: str, first: Sequence[Row], needed: Sequence[str], description: Description) -> str | None:
+    name = description.get("rationale")
+    if name in needed:
+        raise UserError(f"{place}: {name!r} is asked or answers already: 'rationale' is another field")
+    names = dict.fromkeys(name for row in first if not isinstance(row.content, UserError) for name in row.content)
+    if name is not None and name not in names:
+        raise UserError(f"{place}: no field {name!r} for 'rationale' among {', '.join(names)}{nearest(name, names)}")
+    return name
 
 
 def _record(table: Table, row: Row, plan: _Plan) -> Record:
@@ -138,6 +151,8 @@ def _record(table: Table, row: Row, plan: _Plan) -> Record:
             record[name] = ", ".join(labels_of(table, row, name)) or "none"
         else:
             record[name] = text_of(table, row, name).strip()
+    if plan.rationale and row.fields.get(plan.rationale) is not None:
+        record[plan.rationale] = text_of(table, row, plan.rationale)
     return record
 
 

@@ -95,6 +95,7 @@ class Task:
     answer_field: str = "output"
     group_field: str | None = None  # demonstrations come from the query's own group
     kind: Kind = cast(Kind, None)  # not given: "classification" if there are options, else "generation"
+    rationale_field: str | None = None  # why an answer is right, in the records that say so
     skipped: tuple[str, ...] = field(default=(), compare=False)  # a line for each bad row that was left out
     places: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # id -> "FILE, row N"
 
@@ -161,6 +162,8 @@ class Task:
         parts["template"] = dataclasses.asdict(self.template)
         if self.kind == _implied(self.options):
             del parts["kind"]  # said by the options already; a digest from before there were kinds stays good
+        if self.rationale_field is None:
+            del parts["rationale_field"]  # nor does one from before records could say why
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _check_task(self) -> None:

@@ -19,6 +19,7 @@ from limbeck.prompting.predict import query_text
 from limbeck.tasks.task import Record, Task
 from limbeck.train.examples import Example
 
+RATIONALE = "rationale"  # the field of what a teacher writes
 
 def rationale_examples(
     task: Task,
@@ -59,7 +60,7 @@ def written_rationales(
     records: Sequence[Record],
     store: str | os.PathLike[str],
     *,
-    field: str = "rationale",
+    field: str = RATIONALE,
     ask: str = " because",
     new_tokens: int = 64,
 ) -> list[Record]:

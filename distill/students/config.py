@@ -50,12 +50,15 @@ class StudentConfig:
             raise UserError(f"layers={self.layers} are the student's whole size: leave out params and the other sizes")
         if self.start == "layers" and (other := {name: sizes[name] for name in sizes if name != "depth"}):
             raise UserError(f'{_said(other)}: with start="layers" a student differs from its teacher in depth alone')
-        if self.start in ("layers", "pruned") and self.params is None and not sizes and not self.layers:
-            raise UserError(f"start={self.start!r} in all of the teacher's sizes is the teacher: give params=0.5, say")
         if self.start == "pruned" and self.head_dim is not None:
             raise UserError(f"head_dim={self.head_dim}: pruning takes whole heads; leave it out")
         if self.folder and (self.params is not None or sizes):
             raise UserError(f"start={self.start!r} is a model with a size of its own: leave out params and sizes")
+
+    def check_smaller(self) -> None:
+        """Raises UserError for a student that would be its teacher."""
+        if self.start in ("layers", "pruned") and self.params is None and not self.sizes() and not self.layers:
+            raise UserError(f"start={self.start!r} in all of the teacher's sizes is the teacher: give params=0.5, say")
 
     @property
     def folder(self) -> str:

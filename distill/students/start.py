@@ -34,8 +34,10 @@ def student_of(
     """(config, params) of the student as it starts: at random, or out of the teacher's plain parameters.
 
     `batches` of text are what importance is measured on, for one that is pruned. A student from a folder is loaded,
-    and not made here. Raises UserError as `student_shape`, `from_layers`, `importance` and `pruned` do.
+    and not made here. Raises UserError for one that would be its teacher, and as `student_shape`, `from_layers`,
+    `importance` and `pruned` do.
     """
+    student.check_smaller()
     if student.start == "layers":
         return from_layers(teacher, params, _layers(student, teacher))
     shape = student_shape(student, teacher)

@@ -15,7 +15,7 @@ config = DistillationConfig(
     tuning=dataclasses.replace(sst2.config, model="runs/sst2/model", smoothing=0.0),
     teaching=TeachingConfig(
         distil=DistilConfig(temperature=2.0, hard_weight=0.5),
-        student=StudentConfig(params=0.5, start="pruned"),
+        student=StudentConfig(start="pruned"),
         shares=(0.5, 0.25),
     ),
 )

@@ -13,8 +13,8 @@ config = TextDistillationConfig(
     pretraining=PretrainingConfig(
         fit=FitConfig(
             steps=600,
-            batch_size=16,
-            length=256,
+            batch_size=8,
+            length=512,
             optim=OptimConfig(learning_rate=2e-3, weight_decay=0.1),
             evaluate_every=200,
         ),
@@ -22,6 +22,6 @@ config = TextDistillationConfig(
         model="stories260k/stories260K.bin",
         prompts=("Once upon a time",),
     ),
-    teaching=TeachingConfig(student=StudentConfig(params=0.5, start="pruned"), shares=(0.5, 0.25)),
+    teaching=TeachingConfig(student=StudentConfig(start="pruned"), shares=(0.5, 0.25)),
 )
 main = "limbeck.experiments.distillation:run_on_text"

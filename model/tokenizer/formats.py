@@ -83,7 +83,10 @@ def from_sentencepiece(data: bytes, place: object) -> Converted:
 
 
 def from_llama2c(data: bytes, place: object) -> Converted:
-    """Converts llama2.c's tokenizer file: int32 longest, then float32 score, int32 length and bytes of each token."""
+    """Converts llama2.c's tokenizer file: int32 longest, then float32 score, int32 length and bytes of each token.
+
+    What ends a text is BOS: between the texts that its models learned from stands nothing else, and its run.c stops there.
+    """
     pieces, at = [], 4
     while at < len(data):
         if at + 8 > len(data):
@@ -103,7 +106,7 @@ def from_llama2c(data: bytes, place: object) -> Converted:
     specials = [("<unk>", 0.0, _UNKNOWN), ("<s>", 0.0, _CONTROL), ("</s>", 0.0, _CONTROL)]
     pieces = specials + [(name, 0.0, _BYTE) for name, _, _ in pieces[3:259]] + pieces[259:]
     fast = _build(Pieces(pieces, False, True, True, False, b"", "identity"), place)
-    return Converted(fast, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, add_bos=True)
+    return Converted(fast, {"bos_token": "<s>", "eos_token": "<s>", "unk_token": "<unk>"}, add_bos=True)
 
 
 def from_gpt2(vocab: dict[str, Any], merges: str, add_prefix_space: bool, place: object) -> Converted:

@@ -115,7 +115,7 @@ def test_pruning_needs_text(params):
 )
 def test_what_contradicts_itself_is_one_line(fields, message):
     with pytest.raises(UserError, match=message) as error:
-        StudentConfig(**fields)
+        StudentConfig(**fields).check_smaller()
     assert "\n" not in str(error.value)
 
 

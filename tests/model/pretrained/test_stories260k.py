@@ -57,3 +57,14 @@ def test_its_loss_on_stories_that_it_has_not_read(model, shared_data):
             total -= row[: len(ids) - 1].sum()
             tokens += len(ids) - 1
     assert 1.34 < total / tokens < 1.365
+
+
+def test_what_ends_a_text_is_what_the_model_writes_at_the_end_of_a_story(model, shared_data):
+    """BOS stands between the stories that it learned from; </s> was never there."""
+    lines = (shared_data / "tinystories" / "validation.jsonl").read_text().splitlines()[:6]
+    stories = [json.loads(line)["text"].replace("\n\n", "\n").strip() for line in lines]
+    ids_BT = np.array([model.tokenizer.encode(story)[-500:] for story in stories])
+    logits_BTV = jax.jit(apply, static_argnums=0)(model.config, model.params, ids_BT).logits_BTV
+    logprobs_BV = np.asarray(jax.nn.log_softmax(logits_BTV[:, -1]))
+    assert model.tokenizer.eos_id == 1 and np.median(logprobs_BV[:, 1]) > -1.5
+    assert logprobs_BV[:, 2].max() < -20
