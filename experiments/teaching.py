@@ -75,7 +75,7 @@ def taught_by(
         differ = start.tokenizer.digest != first.tokenizer.digest
         if differ:
             _check_across(config, at, len(teachers))
-        mixture = [(rows, 1.0) for rows in _task_rows(config, fit, at, start, first, seed)] if at else []
+        mixture = [(rows, 1.0) for rows in task_rows(config, fit, at, start, first, seed)] if at else []
         mixture = mixture or list(sources)
         if config.distil.cache:
             ask = partial(_cached, config, fit, first, start.config.vocab_size, rundir, seed)
@@ -134,7 +134,7 @@ def _check_across(config: TeachingConfig, at: Setting | None, teachers: int) -> 
         )
 
 
-def _task_rows(
+def task_rows(
     config: TeachingConfig, fit: FitConfig, at: Setting, start: Start, teacher: Start, seed: int
 ) -> list[Rows]:
     """The rows of a task where they are not those that tuning has; each a source of its own."""

@@ -16,10 +16,14 @@ config = DistillationConfig(
         banking77.config,
         model="runs/banking77/model",
         smoothing=0.0,
-        fit=dataclasses.replace(banking77.config.fit, steps=600, evaluate_every=100),
+        fit=dataclasses.replace(
+            banking77.config.fit,
+            evaluate_every=200,
+            optim=dataclasses.replace(banking77.config.fit.optim, learning_rate=2e-3),
+        ),
     ),
     teaching=TeachingConfig(
-        distil=DistilConfig(temperature=3.0, hard_weight=0.1),
+        distil=DistilConfig(temperature=2.0, hard_weight=0.5),
         student=StudentConfig(start="pruned"),
         shares=(0.6, 0.25, 0.125),
     ),

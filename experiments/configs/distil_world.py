@@ -22,8 +22,7 @@ config = DistillationConfig(
             batch_size=16,
             length=64,
             optim=OptimConfig("muon", learning_rate=8e-3, weight_decay=0.1, final=0.05),
-            evaluate_every=100,
-            keep="best",
+            evaluate_every=200,
         ),
     ),
     teaching=TeachingConfig(

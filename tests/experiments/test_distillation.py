@@ -9,17 +9,27 @@ import pytest
 from limbeck.distill.config import DistilConfig
 from limbeck.distill.students.config import StudentConfig
 from limbeck.evaluation.report import load_report
+from limbeck.experiments.answering import Setting
 from limbeck.experiments.cli import main
 from limbeck.experiments.distillation_config import TeachingConfig
+from limbeck.experiments.start import Start
+from limbeck.experiments.teaching import task_rows
+from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.pretrained import load_pretrained, save_pretrained
 from limbeck.model.tokenizer import train_bpe
 from limbeck.model.transformer import init
+from limbeck.tasks.sources import load_task
+from limbeck.train.config import FitConfig
+from limbeck.train.examples import completions
+from limbeck.train.select import Selection
 
 COLOURS = ("red", "blue", "green", "سرخ")
 SIZES = ["--fit.batch-size", "4", "--fit.length", "48"]
-ROWS = [{"text": f"{COLOURS[n % 4]} {n}", "label": "odd" if n % 2 else "even"} for n in range(80)]
+ROWS = [
+    {"text": f"{COLOURS[n % 4]} {n}", "label": "odd" if n % 2 else "even", "why": f"{n // 2} pairs"} for n in range(80)
+]
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +87,52 @@ def test_a_cached_teacher_is_asked_once_and_a_method_of_tuning_is_one_word(data,
     assert row["params_trainable"] < 0.02 * row["params_total"] + 600  # the biases and the head
 
 
-@pytest.mark.parametrize("words", [["--own", "0.5"], ["--shots", "1"]], ids=["own answers", "a prompt it does not see"])
+WHY = '{"input": "text", "output": "label", "rationale": "why"}'
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--own", "0.5"], ["--shots", "1"], ["--transfer-tokens", "40"], ["--rationales", "0.5", "--description", WHY]],
+    ids=["own answers", "a prompt it does not see", "the teacher's own queries", "reasons"],
+)
 def test_students_of_tasks_that_are_answered_in_text(words, data, tmp_path):
     words = [*words, "--head", "False", "--shares", "0.5", "--control", "False", "--hard-weight", "0"]
     assert distilled(tmp_path / "run", data, teacher_in(tmp_path / "teacher"), *words) == 0
     assert {row["method"] for row in load_report(tmp_path / "run")["rows"]} >= {"teacher", "distilled_0.5"}
+
+
+def test_reasons_and_queries_of_the_teacher_are_rows_to_learn_from(data, tmp_path):
+    """The rows are read where they are made: a short run's students say little."""
+    teacher = load_pretrained(teacher_in(tmp_path / "teacher"))
+    start = Start(teacher.config, teacher.params, teacher.tokenizer, Selection())
+    task = load_task(data, description=json.loads(WHY))
+    at = Setting(TuningConfig(task=str(data), model="m", fit=FitConfig(3), head=False), tmp_path, task, False)
+    fit = FitConfig(3, length=48)
+
+    def tokens(**fields):
+        rows = task_rows(TeachingConfig(**fields), fit, at, start, start, 0)
+        return sum(int((group["weights_BT"] > 0).sum()) for part in rows for group in part.groups)
+
+    answers = completions(task, task.splits["train"], start.tokenizer)
+    assert tokens() == 0  # tuning's own rows serve
+    right, reasons = sum(int(each.counts.sum()) for each in answers), tokens(rationales=0.5)
+    texts = [f" {row['why']}{task.template.separator}" for row in ROWS[:60]]
+    assert reasons - right == sum(len(start.tokenizer.encode(text)) for text in texts)
+    assert tokens(transfer_tokens=20_000) > right
+    written = json.loads((tmp_path / "stages" / "transfer_set.json").read_text(encoding="utf-8"))["result"]
+    assert {record["label"] for record in written} <= {"even", "odd"} and written
+
+
+def test_what_only_a_model_that_writes_can_give_is_refused_under_a_head(data, teacher, tmp_path, capsys):
+    assert distilled(tmp_path / "run", data, teacher, "--shares", "0.5", "--transfer-tokens", "40") == 2
+    assert "transfer_tokens=40 is of tasks that are answered in text: set head=False" in capsys.readouterr().err
+
+
+def test_a_student_with_a_shape_of_its_own_is_the_only_one():
+    shares = {"shares": (0.5, 0.25)}
+    assert list(TeachingConfig(**shares).students()) == ["student_0.5", "student_0.25"]
+    for own in (StudentConfig(depth=1), StudentConfig(params=0.3), StudentConfig(start="a/folder")):
+        assert TeachingConfig(**shares, student=own).students() == {"student": own}
 
 
 def test_a_teacher_that_ends_no_answer_is_one_line(data, tmp_path, capsys):
@@ -114,7 +165,8 @@ def test_a_teacher_without_the_tasks_head_is_refused(data, tmp_path, capsys):
         ({"own": 1.5}, "own=1.5"),
         ({"own": 0.5, "distil": DistilConfig(cache="topk")}, "asks a live teacher"),
         ({"own": 0.5, "shots": 2}, "cannot read the student's answers"),
-        ({"shares": (0.5,), "student": StudentConfig(depth=1)}, "leave out"),
+        ({"student": StudentConfig(start="pruned")}, "is the teacher: give params=0.5"),
+        ({"transfer_tokens": -1}, "transfer_tokens=-1"),
         ({"kept": 0}, "kept=0"),
     ],
 )

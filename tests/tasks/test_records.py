@@ -317,3 +317,19 @@ def test_real_kinds(shared_data: Path) -> None:
     )
     assert news.options == ("Business", "Sci/Tech", "Sports", "World") and news.skipped == ()
     assert news.place(news.splits["test"][6]) == f"{shared_data / 'ag_news_7600' / 'test.jsonl'}, row 7"
+
+
+# Why an answer is right
+
+
+def test_a_reason_is_kept_where_a_row_has_one(tmp_path: Path) -> None:
+    rows = [{**row, **({"why": f" چون {i}\n"} if i % 2 else {})} for i, row in enumerate(FRUITS)]
+    said = {"input": "input", "output": "output", "rationale": "why"}
+    task, plain = (load_task(write(tmp_path / "f.jsonl", rows), description=each) for each in (said, None))
+    assert task.rationale_field == "why" and plain.rationale_field is None
+    kept = {record["input"]: record.get("why") for record in records(task)}
+    assert kept == {row["input"]: row.get("why") for row in rows}
+    assert not any("why" in record for record in records(plain))
+    assert task.digest() != plain.digest()
+    refused(tmp_path / "f.jsonl", "no field 'wyh' for 'rationale'", "'why'?", description={**said, "rationale": "wyh"})
+    refused(tmp_path / "f.jsonl", "asked or answers already", description={**said, "rationale": "output"})
