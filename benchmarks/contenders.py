@@ -1,9 +1,9 @@
 """One contender of a benchmark: a whole training step in Limbeck, PyTorch or Tunix, or a bare product of matrices.
 
-Started by `step.py` and `tuning.py` as a process of its own, with the interpreter that has the library; not meant to
-be run by hand. All do the same: AdamW on every parameter (or on what a way of tuning trains), gradients clipped to a
-global norm of 1, one batch of random tokens, the mean loss over all next tokens, weights from one folder. A `Step`
-enqueues and gives its loss; a `Finish` waits.
+Started by `step.py` and `tuning.py`, and for `distilling.py` by `distilling_contenders.py`, as a process of its own,
+with the interpreter that has the library; not meant to be run by hand. All do the same: AdamW on every parameter (or on
+what a way of tuning trains), gradients clipped to a global norm of 1, one batch of random tokens, the mean loss over
+all next tokens, weights from one folder. A `Step` enqueues and gives its loss; a `Finish` waits.
 """
 
 import os
@@ -26,6 +26,7 @@ class Ready(NamedTuple):
     device_peak: Callable[[], float | None]  # MiB on an accelerator, None on CPU
     parameters: int  # that train
     versions: dict[str, str]
+    targets: Callable[[], int] | None = None  # over how many tokens the last step's loss was, where that may vary
 
 
 def tokens_BT(request: Json) -> np.ndarray:
@@ -41,6 +42,16 @@ def _jax_peak() -> float | None:
     return stats["peak_bytes_in_use"] / 2**20 if stats and "peak_bytes_in_use" in stats else None
 
 
+def limbeck_adamw() -> Any:
+    """Limbeck's settings of the one optimiser."""
+    from limbeck.train.config import OptimConfig
+
+    return OptimConfig(
+        learning_rate=RATE, schedule="constant", warmup=0.0, weight_decay=DECAY, decays=(".*",), clip=CLIP,
+        b1=B1, b2=B2, eps=EPS,
+    )  # fmt: skip
+
+
 def limbeck_trainer(request: Json, **changes: Any) -> tuple[Any, Any]:
     """(trainer, batch) on what `load_pretrained` gives; a request's `tuning` is how (full), `method` its settings."""
     import dataclasses
@@ -48,22 +59,18 @@ def limbeck_trainer(request: Json, **changes: Any) -> tuple[Any, Any]:
     from limbeck_step import Trainer, next_token_batch
 
     from limbeck.model.pretrained import load_pretrained
-    from limbeck.train.config import MethodConfig, OptimConfig
+    from limbeck.train.config import MethodConfig
     from limbeck.train.loss import token_loss
     from limbeck.train.methods import Ground, prepare
     from limbeck.train.select import apply_selection
 
     config, params = load_pretrained(request["folder"], dtype=request["dtype"])[:2]
     config = dataclasses.replace(config, **changes)
-    optim = OptimConfig(
-        learning_rate=RATE, schedule="constant", warmup=0.0, weight_decay=DECAY, decays=(".*",), clip=CLIP,
-        b1=B1, b2=B2, eps=EPS,
-    )  # fmt: skip
     batch = next_token_batch(tokens_BT(request))
     ground = Ground(
         config, params, MethodConfig(**request.get("method", {})), examples=lambda rows: (token_loss(config), [batch])
     )
-    prepared = prepare(request.get("tuning", "full"), ground, optim)
+    prepared = prepare(request.get("tuning", "full"), ground, limbeck_adamw())
     trainable, frozen = apply_selection(prepared.selection, prepared.params)
     return Trainer(config, trainable, optim=prepared.optim, frozen=frozen), batch
 
@@ -128,21 +135,12 @@ def torch(request: Json, compiled: bool = False) -> Ready:
     return Ready(step, lambda loss: float(loss.item()), device_peak, count, versions)
 
 
-def tunix(request: Json) -> Ready:
-    """Tunix's Llama 3 and the jitted step of its trainer, as its `train` builds it, without that loop's bookkeeping.
-
-    In bfloat16 as in its examples: parameters and the optimiser's state too, which is half of what the others hold.
-    """
-    from importlib.metadata import version
-
+def tunix_llama(request: Json) -> tuple[Any, Any]:
+    """Tunix's Llama 3 with the weights of a request's folder, and the mesh of one device that it lies on."""
     import jax
     import jax.numpy as jnp
-    import optax
-    from flax import nnx
     from tunix.models.llama3.model import ModelConfig  # pyright: ignore
     from tunix.models.llama3.params import create_model_from_safe_tensors  # pyright: ignore
-    from tunix.sft.peft_trainer import PeftTrainer, TrainingConfig, TrainingInput  # pyright: ignore
-    from tunix.sft.utils import build_positions_from_mask, make_causal_attn_mask  # pyright: ignore
 
     config = ModelConfig(
         num_layers=request["depth"],
@@ -157,10 +155,27 @@ def tunix(request: Json) -> Ready:
         weight_tying=True,
     )
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
-    model = create_model_from_safe_tensors(request["folder"], config, mesh, jnp.dtype(request["dtype"]))
-    rule = optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(RATE, B1, B2, EPS, weight_decay=DECAY))
+    return create_model_from_safe_tensors(request["folder"], config, mesh, jnp.dtype(request["dtype"])), mesh
 
-    def inputs(example: TrainingInput) -> dict[str, Any]:
+
+def tunix_adamw() -> Any:
+    """The one optimiser, as Tunix's trainers take it."""
+    import optax
+
+    return optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(RATE, B1, B2, EPS, weight_decay=DECAY))
+
+
+def tunix_ready(request: Json, trainer: Any, mesh: Any) -> Ready:
+    """The jitted step of a Tunix trainer, as its `train` builds it, without that loop's bookkeeping."""
+    from importlib.metadata import version
+
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+    from tunix.sft.peft_trainer import TrainingInput  # pyright: ignore
+    from tunix.sft.utils import build_positions_from_mask, make_causal_attn_mask  # pyright: ignore
+
+    def inputs(example: TrainingInput) -> Json:
         mask = jnp.asarray(example.input_mask)
         return {
             "input_tokens": example.input_tokens,
@@ -169,22 +184,34 @@ def tunix(request: Json) -> Ready:
             "attention_mask": make_causal_attn_mask(mask),
         }
 
-    trainer = PeftTrainer(model, rule, TrainingConfig(eval_every_n_steps=10**9)).with_gen_model_input_fn(inputs)
+    trainer.with_gen_model_input_fn(inputs)
     with mesh:
         train, _ = trainer.jit_train_and_eval_step(cache_nnx_graph=True)
     tokens = jnp.asarray(tokens_BT(request))
     example = TrainingInput(input_tokens=tokens, input_mask=jnp.ones(tokens.shape, bool))
 
     def step() -> jax.Array:
-        with mesh:
-            return train(example)[0]
+        with mesh:  # a trainer that distils asks the teacher before its step, in `_prepare_inputs`
+            return train(trainer._prepare_inputs(example))[0]
 
     def finish(loss: jax.Array) -> float:
         jax.block_until_ready((loss, nnx.state(trainer.model)))
         return float(loss)
 
-    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(trainer.model, nnx.Param)))
     return Ready(step, finish, _jax_peak, count, {"jax": jax.__version__, "tunix": version("google-tunix")})
+
+
+def tunix(request: Json) -> Ready:
+    """Tunix's Llama 3 and the step of its trainer.
+
+    In bfloat16 as in its examples: parameters and the optimiser's state too, which is half of what the others hold.
+    """
+    from tunix.sft.peft_trainer import PeftTrainer, TrainingConfig  # pyright: ignore
+
+    model, mesh = tunix_llama(request)
+    trainer = PeftTrainer(model, tunix_adamw(), TrainingConfig(eval_every_n_steps=10**9))
+    return tunix_ready(request, trainer, mesh)
 
 
 def matmul(request: Json) -> Ready:
@@ -202,7 +229,8 @@ def matmul(request: Json) -> Ready:
     return Ready(lambda: product(a, a), finish, _jax_peak, 0, {"jax": jax.__version__})
 
 
-CONTENDERS: dict[str, Callable[[Json], Ready]] = {
+Build = Callable[[Json], Ready]
+CONTENDERS: dict[str, Build] = {
     "limbeck": lambda request: limbeck(request, scan=request["depth"] > 8),  # as `limbeck run` has it
     "limbeck-scan": limbeck,
     "limbeck-remat": lambda request: limbeck(request, remat="full"),
@@ -215,7 +243,7 @@ CONTENDERS: dict[str, Callable[[Json], Ready]] = {
 
 
 def prepare(request: Json) -> Json:
-    """Writes the folder of random weights that all contenders load; gives the counted FLOPs of a step."""
+    """Writes the folder of random weights, by `seed`, that contenders load; gives the counted FLOPs of a step."""
     import jax
 
     from limbeck.model.config import ModelConfig
@@ -226,18 +254,18 @@ def prepare(request: Json) -> Json:
 
     fields = ("vocab_size", "width", "depth", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "max_len", "norm_eps")
     config = ModelConfig(**{name: request[name] for name in fields}, rope=Rope(theta=request["rope_theta"]))
-    params = init(config, jax.random.key(0))
+    params = init(config, jax.random.key(request.get("seed", 0)))
     flops = step_flops(config, params, {}, request["rows"] * request["length"], request["length"] / 2)
     cast = {path: leaf.astype(request["dtype"]) for path, leaf in params.items()}
     save_pretrained(Path(request["folder"]), config, cast)
     return {"flops": flops, "parameters": sum(leaf.size for leaf in params.values())}
 
 
-def start(request: Json) -> tuple[Json, Callable[[Json], Json]]:
-    """Builds the contender that a request names; from then on each request is so many steps."""
+def start(request: Json, contenders: dict[str, Build] = CONTENDERS) -> tuple[Json, Callable[[Json], Json]]:
+    """Builds the contender that a request names; from then on each request is so many steps, or one more folder."""
     if request["contender"] == "prepare":
-        return prepare(request), lambda _: {}
-    ready: Ready | None = CONTENDERS[request["contender"]](request)
+        return prepare(request), prepare
+    ready: Ready | None = contenders[request["contender"]](request)
     about = {"parameters": ready.parameters, "versions": ready.versions}
     forget_peak()
     about["resident"] = memory()[0]
@@ -259,6 +287,7 @@ def start(request: Json) -> tuple[Json, Callable[[Json], Json]]:
         return {
             "seconds": seconds,
             "losses": [finish(loss) for loss in losses[:-1]] + [last] if order.get("losses") else [],
+            "targets": ready.targets() if ready.targets and order.get("losses") else None,
             "peak": memory()[1],
             "device_peak": ready.device_peak(),
         }

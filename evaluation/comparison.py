@@ -1,15 +1,20 @@
-"""Which method is worth its cost: the Pareto front, and the requests after which a dearer start pays."""
+"""Which method is worth its cost: the Pareto front, the requests after which a dearer start pays, what to do."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-# (unit, key of the cost paid once, key of the cost of a request, factor from the latter to the unit)
-_COSTS = (
-    ("seconds", "train_seconds", "latency_ms_p50", 1e-3),
-    ("FLOPs", "train_flops", "flops_per_request", 1.0),
-)
+from limbeck.evaluation.scales import higher_is_better, score_of
+
+# unit: (key of the cost paid once, keys of the cost of a request, of which the first that a row has counts, factor
+# from the latter to the unit). With its prefix kept, a prompt's examples are not read again for each request.
+COSTS: dict[str, tuple[str, tuple[str, ...], float]] = {
+    "seconds": ("train_seconds", ("latency_ms_p50",), 1e-3),
+    "FLOPs": ("train_flops", ("flops_per_request",), 1.0),
+    "seconds, prefix kept": ("train_seconds", ("latency_ms_prefix", "latency_ms_p50"), 1e-3),
+    "FLOPs, prefix kept": ("train_flops", ("flops_per_request_prefix", "flops_per_request"), 1.0),
+}
 _PAIRS = (("few_shot", "full"), ("few_shot", "lora"), ("full", "distilled"))
 
 
@@ -41,17 +46,15 @@ def break_even_table(
     """Break-even of each pair of methods (the second one dearer to make) in measured seconds and in FLOPs.
 
     `rows` are the report's: `train_seconds` and `train_flops` are all that was spent to get there (with a
-    student's go its teacher's), `latency_ms_p50` and `flops_per_request` what one request costs. A pair of
-    which one is not measured in a unit has no entry in that unit. It says nothing of quality.
+    student's go its teacher's), `latency_ms_p50` and `flops_per_request` what one request costs, `latency_ms_prefix`
+    and `flops_per_request_prefix` what it costs where the prompt's examples are read once. A pair of which one is not
+    measured in a unit has no entry in that unit. It says nothing of quality.
     """
-    by_method = {row["method"]: row for row in rows}
     table = []
-    for unit, fixed, per_request, scale in _COSTS:
-        costs = {
-            method: (row[fixed], row[per_request] * scale)
-            for method, row in by_method.items()
-            if row.get(fixed) is not None and row.get(per_request) is not None
-        }
+    for unit, (_, per_request, _) in COSTS.items():
+        costs = _costs(rows, unit)
+        if not any(row.get(per_request[0]) is not None for row in rows):
+            continue
         for a, b in pairs:
             if a in costs and b in costs:
                 table.append({
@@ -61,3 +64,71 @@ def break_even_table(
                     "requests": break_even(*costs[a], *costs[b]),
                 })
     return table
+
+
+def cheapest(costs: Mapping[str, tuple[float, float]]) -> list[tuple[float, str]]:
+    """[(number of requests, method)]: from that number on the method is the cheapest, until the next takes over.
+
+    `costs` are (fixed, per request) of each method. The first number is 0; of equal costs the method that is dearer
+    per request gives way at once.
+    """
+    here = min(costs, key=lambda method: costs[method])
+    found = [(0.0, here)]
+    while True:
+        fixed, per_request = costs[here]
+        crossings = [
+            ((other - fixed) / (per_request - each), each, method)
+            for method, (other, each) in costs.items()
+            if each < per_request
+        ]
+        if not crossings:
+            return found
+        at, _, here = min(crossings)
+        found.append((max(at, 0.0), here))
+
+
+def advice(rows: Sequence[Mapping[str, Any]], metric: str, unit: str = "seconds") -> str:
+    """One sentence: which of the methods that are as good as the best costs least, by the number of requests.
+
+    A row's `difference` is its paired difference from the best one {"ci95": [low, high]}: as good is what the test
+    records cannot tell from the best. Empty where nothing was measured.
+    """
+    scored = {row["method"]: score for row in rows if (score := score_of(dict(row), metric)) is not None}
+    if not scored:
+        return ""
+    sign = 1 if higher_is_better(metric) else -1
+    best = max(scored, key=lambda method: sign * scored[method]["value"])
+    costs = _costs(rows, unit)
+    good = {row["method"] for row in rows if row["method"] in scored and _as_good(row)} | {best}
+    found = cheapest({method: costs[method] for method in costs if method in good}) if good & costs.keys() else []
+    told = f"the best ({best}, {metric} {scored[best]['value']:.3g})"
+    if not found:
+        return f"Take {told}: what it costs was not measured."
+    among = (
+        f"Of the {len(good)} methods that {scored[best]['n']:,} test records cannot tell from {told}, "
+        if len(good) > 1
+        else f"No other method is as good as {told}: "
+    )
+    parts = [f"{found[0][1]} costs least" + (f" up to {found[1][0]:,.0f} requests" if len(found) > 1 else "")]
+    parts += [
+        f"{method} from there" + (f" to {found[i + 1][0]:,.0f}" if i + 1 < len(found) else " on")
+        for i, (_, method) in enumerate(found)
+        if i
+    ]
+    return f"{among}{', '.join(parts)} (in {unit})."
+
+
+def _as_good(row: Mapping[str, Any]) -> bool:
+    difference = row.get("difference")
+    return difference is not None and difference["ci95"][0] <= 0 <= difference["ci95"][1]
+
+
+def _costs(rows: Sequence[Mapping[str, Any]], unit: str) -> dict[str, tuple[float, float]]:
+    """(paid once, paid for each request) of every method that is measured in the unit."""
+    fixed, keys, scale = COSTS[unit]
+    costs = {}
+    for row in rows:
+        each = next((row[key] for key in keys if row.get(key) is not None), None)
+        if row.get(fixed) is not None and each is not None:
+            costs[row["method"]] = (row[fixed], each * scale)
+    return costs

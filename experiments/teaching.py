@@ -11,8 +11,8 @@ from limbeck.distill.across import across_loss
 from limbeck.distill.features import add_matchers, matching
 from limbeck.distill.rows.on_policy import on_policy, prompted_rows, with_own
 from limbeck.distill.rows.paired import prompt_distillation, two_tokenizers_on_task
-from limbeck.distill.rows.teacher_cache import bytes_per_token, cached_teacher
 from limbeck.distill.rows.rationales import RATIONALE, rationale_examples, written_rationales
+from limbeck.distill.rows.teacher_cache import bytes_per_token, cached_teacher
 from limbeck.distill.rows.token_bytes import first_byte_V
 from limbeck.distill.rows.transfer_set import answered, sampled, write_transfer_set
 from limbeck.distill.schedules import scheduled

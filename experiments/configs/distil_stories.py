@@ -4,6 +4,7 @@ Data:     TinyStories, 1,000 of them; stories260K.bin and its tokenizer (karpath
 Command:  limbeck run distil_stories --root FOLDER --model FOLDER/stories260k/stories260K.bin
 """
 
+from limbeck.distill.config import DistilConfig
 from limbeck.distill.students.config import StudentConfig
 from limbeck.experiments.distillation_config import TeachingConfig, TextDistillationConfig
 from limbeck.experiments.pretraining_config import PretrainingConfig
@@ -22,6 +23,11 @@ config = TextDistillationConfig(
         model="stories260k/stories260K.bin",
         prompts=("Once upon a time",),
     ),
-    teaching=TeachingConfig(student=StudentConfig(start="pruned"), shares=(0.5, 0.25)),
+    teaching=TeachingConfig(
+        # The teacher knows stories without empty lines between paragraphs; those of this text it does not expect.
+        distil=DistilConfig(hard_weight=0.5),
+        student=StudentConfig(start="pruned"),
+        shares=(0.5, 0.25),
+    ),
 )
 main = "limbeck.experiments.distillation:run_on_text"

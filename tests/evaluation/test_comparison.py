@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from limbeck.evaluation.comparison import break_even, break_even_table, pareto
+from limbeck.evaluation.comparison import advice, break_even, break_even_table, cheapest, pareto
 
 small = st.integers(0, 6).map(float)  # small integers tie often
 cost = st.integers(0, 60).map(float)
@@ -79,3 +79,49 @@ def test_table_leaves_out_what_was_not_measured():
     units = {(row["to"], row["unit"]) for row in break_even_table(ROWS)}
     assert units == {("full", "seconds"), ("distilled", "seconds"), ("full", "FLOPs")}
     assert break_even_table([{"method": "full", "train_seconds": None, "latency_ms_p50": None}]) == []
+
+
+def test_a_kept_prefix_has_its_own_break_even():
+    kept = [{**ROWS[0], "latency_ms_prefix": 7.0, "flops_per_request_prefix": 4e6}, *ROWS[1:]]
+    table = {(row["from"], row["to"], row["unit"]): row["requests"] for row in break_even_table(kept)}
+    assert table["few_shot", "full", "seconds"] == pytest.approx(10_000)
+    assert table["few_shot", "full", "seconds, prefix kept"] == pytest.approx(40_000)  # 40 s at 1 ms a request
+    assert table["few_shot", "full", "FLOPs, prefix kept"] == pytest.approx(6_000)
+    assert table["full", "distilled", "seconds, prefix kept"] == table["full", "distilled", "seconds"]
+
+
+@given(st.dictionaries(st.sampled_from("abcde"), st.tuples(cost, cost), min_size=1))
+@example({"a": (0.0, 1.0), "b": (0.0, 1.0), "c": (0.0, 0.0)})
+def test_the_cheapest_is_what_a_search_finds(costs):
+    found = cheapest(costs)
+    assert found[0][0] == 0 and [at for at, _ in found] == sorted(at for at, _ in found)
+    for n in [0.5, 1.5, 3.7, 9.3, 20.1, 55.5, 400.0]:
+        method = [method for at, method in found if at <= n][-1]
+        fixed, each = costs[method]
+        least = min(other + own * n for other, own in costs.values())
+        assert fixed + each * n == pytest.approx(least)
+
+
+def measured(method, value, difference, fixed, latency):
+    score = {"value": value, "ci95": [value - 0.02, value + 0.02], "n": 367}
+    ends = difference and {"difference": {"value": sum(difference) / 2, "ci95": list(difference), "n": 367}}
+    return {**row(method, fixed, latency), "metrics": {"accuracy": score}, **(ends or {})}
+
+
+def test_advice_is_about_methods_as_good_as_the_best():
+    rows = [
+        measured("few_shot", 0.94, (-0.03, 0.01), 0, 10.0),
+        measured("zero_shot", 0.60, (-0.40, -0.30), 0, 1.0),  # the cheapest by far, and not as good
+        measured("full", 0.95, None, 40, 6.0),
+        measured("distilled", 0.945, (-0.02, 0.01), 60, 2.0),
+    ]
+    assert advice(rows, "accuracy") == (
+        "Of the 3 methods that 367 test records cannot tell from the best (full, accuracy 0.95), few_shot costs least "
+        "up to 7,500 requests, distilled from there on (in seconds)."
+    )
+    assert advice([rows[1]], "accuracy").startswith("No other method is as good as the best (zero_shot")
+    assert advice([{"method": "commonest"}], "accuracy") == ""
+    unpriced = {"method": "a", "metrics": rows[0]["metrics"]}
+    assert advice([unpriced], "accuracy") == "Take the best (a, accuracy 0.94): what it costs was not measured."
+    lower = [{**each, "metrics": {"mse": each["metrics"]["accuracy"]}} for each in rows]
+    assert "the best (zero_shot, mse 0.6)" in advice(lower, "mse")
