@@ -10,9 +10,9 @@ Dimension key: `N` items, `R` resamples.
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -146,6 +146,29 @@ def compare(rows_by_model: Mapping[str, Sequence[BiasRow]]) -> list[BiasDifferen
         for (before, old_rows), (after, new_rows) in zip(models, models[1:], strict=False)
         for old, new in zip(old_rows, new_rows, strict=True)
     ]
+
+
+def told(measured: Mapping[str, Sequence[BiasRow]], lineage: Sequence[str] = ()) -> dict[str, list[dict[str, Any]]]:
+    """{"rows", "differences"} as a report has them: of every model, and along a `lineage` of some of them."""
+    rows = []
+    for name, probes in measured.items():
+        perplexity = next(row.value for row in probes if row.probe == "perplexity")
+        rows += [
+            {
+                "model": name,
+                "probe": row.probe,
+                "value": row.value,
+                "ci95": list(row.ci95),
+                "n": row.n,
+                "ideal": row.ideal,
+                "note": row.note,
+                "perplexity": perplexity,
+            }
+            for row in probes
+            if row.probe != "perplexity"
+        ]
+    differences = compare({name: measured[name] for name in lineage})
+    return {"rows": rows, "differences": [asdict(difference) for difference in differences]}
 
 
 def _difference(before: str, after: str, old: BiasRow, new: BiasRow) -> BiasDifference:

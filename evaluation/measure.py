@@ -1,8 +1,10 @@
 """What a method's row in the report holds: quality, size, cost of training, cost of a request."""
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,13 @@ import numpy as np
 from limbeck.evaluation.energy import Meter
 from limbeck.inference.engine import Engine
 from limbeck.inference.requests import GenerateRequest, ScoreRequest
+from limbeck.inference.sharing import LEAST, common_start
+from limbeck.model.errors import UserError
 from limbeck.model.flops import forward_flops
 from limbeck.model.params import count, nbytes
+from limbeck.prompting.config import PromptConfig
 from limbeck.prompting.predict import Predictions, answer_tokens, make_requests, predict
+from limbeck.prompting.prompts import scored
 from limbeck.tasks.metrics import METRICS
 from limbeck.tasks.task import Record, Task
 
@@ -47,31 +53,57 @@ def all_metrics(task: Task, predictions: Sequence[str], answers: Sequence[str]) 
 
 
 def measure(
-    task: Task, engine: Engine, records: Sequence[Record], shots: int, seed: int
+    task: Task, engine: Engine, records: Sequence[Record], prompt: PromptConfig = PromptConfig()
 ) -> tuple[dict[str, Any], Predictions]:
-    """The part of a row that comes of asking: quality with its intervals, prompt tokens, latency, energy, FLOPs."""
-    predictions = predict(task, engine, records, shots, seed)
+    """The part of a row that comes of asking: quality with its intervals, prompt tokens, latency, energy, FLOPs.
+
+    Where all prompts begin alike, as with fixed examples, also what a request costs once that has been read and kept.
+    """
+    predictions = predict(task, engine, records, prompt)
     answers = [task.answer(record) for record in records]
     single = Engine(engine.config, engine.params, engine.tokenizer, batch_size=1)
-    timed, _ = make_requests(task, single, records[:_TIMED], shots, seed)
+    requests, _ = make_requests(task, single, records[:_TIMED], prompt)
+    timed = [_draws(request, prompt.samples) for request in requests]
     with Meter() as meter:
-        latency = median_ms(lambda request: serve(single, request), timed)
+        latency = median_ms(lambda asked: [serve(single, request) for request in asked], timed)
+    total = request_tokens(task, single, requests, prompt)
     row: dict[str, Any] = {
         "metrics": all_metrics(task, predictions.answers, answers),
         "prompt_tokens": float(np.mean(predictions.prompt_tokens)),
         "dropped_examples": predictions.dropped,
         "latency_ms_p50": latency,
         "joules_per_prediction": None if meter.joules is None else meter.joules / (2 * len(timed)),
-        "flops_per_request": _request_flops(task, engine, predictions),
+        "flops_per_request": forward_flops(engine.config, engine.params, total, total / 2),
         "params_total": count(engine.params),
         "bytes": nbytes(engine.params),
     }
+    start = common_start([request.prompt for request in requests])
+    if len(requests) > 1 and start >= LEAST:
+        with contextlib.suppress(UserError):  # of a model that cannot
+            name = single.keep(requests[0].prompt[:start])
+            rests = [[replace(each, prompt=each.prompt[start:], adapter=name) for each in asked] for asked in timed]
+            left, context = total - start * prompt.samples, start + (total - start) / 2
+            row["latency_ms_prefix"] = median_ms(lambda asked: [serve(single, request) for request in asked], rests)
+            row["flops_per_request_prefix"] = forward_flops(engine.config, engine.params, left, context)
     return row, predictions
 
 
-def _request_flops(task: Task, engine: Engine, predictions: Predictions) -> float:
-    """The mean prompt read once for each option, or once with the longest answer written after it."""
-    prompt = float(np.mean(predictions.prompt_tokens))
-    passes = len(task.options) if task.kind == "classification" and task.options else 1
-    tokens = prompt + answer_tokens(task, engine.tokenizer)
-    return passes * forward_flops(engine.config, engine.params, tokens, tokens / 2)
+def _draws(request: GenerateRequest | ScoreRequest, samples: int) -> list[GenerateRequest | ScoreRequest]:
+    """All that is asked about a record of which one request is given."""
+    if isinstance(request, ScoreRequest):
+        return [request]
+    return [replace(request, sample=sample) for sample in range(samples)]
+
+
+def request_tokens(
+    task: Task,
+    engine: Engine,
+    requests: Sequence[GenerateRequest | ScoreRequest],
+    prompt: PromptConfig = PromptConfig(),
+) -> float:
+    """Tokens that a request runs: the mean prompt with its options, or for each sample with the longest answer."""
+    asked = float(np.mean([len(request.prompt) for request in requests]))
+    if scored(task, prompt):
+        options = [len(option) - 1 for each in requests if isinstance(each, ScoreRequest) for option in each.options]
+        return asked + sum(options) / len(requests)
+    return prompt.samples * (asked + answer_tokens(task, engine.tokenizer, prompt))

@@ -40,10 +40,14 @@ from limbeck.tasks.metrics import METRICS
 
 _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "n": ("n", str),
+    "spread": ("spread over variants", lambda value: f"{value['minimum']:.2f} to {value['maximum']:.2f}"),
+    "difference": ("from the best", lambda value: with_interval(value["value"], value["ci95"], 2)),
+    "stereotyped": ("stereotyped pairs", lambda value: with_interval(value["value"], value["ci95"], 2)),
     "params_total": ("parameters", quantity),
     "params_trainable": ("trainable", quantity),
     "bytes": ("size", lambda value: quantity(value, "B")),
     "train_seconds": ("training", duration),
+    "train_flops": ("FLOPs of training", quantity),
     "learning_rate": ("learning rate", lambda value: f"{value:.2g}"),
     "flops_per_step": ("FLOPs a step", quantity),
     "step_seconds": ("a step", lambda value: quantity(value, "s")),
@@ -52,8 +56,10 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "optimizer_bytes": ("optimizer", lambda value: quantity(value, "B")),
     "prompt_tokens": ("prompt tokens", lambda value: f"{value:.4g}"),
     "latency_ms_p50": ("latency", lambda value: quantity(value / 1000, "s")),
+    "latency_ms_prefix": ("latency, prefix kept", lambda value: quantity(value / 1000, "s")),
     "per_second": ("requests a second", quantity),
     "flops_per_request": ("FLOPs a request", quantity),
+    "flops_per_request_prefix": ("FLOPs, prefix kept", quantity),
     "joules_per_prediction": ("energy", lambda value: quantity(value, "J")),
 }
 _IN_TERMINAL = {  # what 80 columns hold

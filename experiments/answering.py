@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from limbeck.evaluation.energy import Meter
-from limbeck.evaluation.measure import all_metrics, median_ms, serve
+from limbeck.evaluation.measure import all_metrics, median_ms, request_tokens, serve
 from limbeck.experiments.rundir import cache_folder
 from limbeck.experiments.start import Start, begin, with_head
 from limbeck.experiments.text_sources import by_content
@@ -23,7 +23,7 @@ from limbeck.model.flops import forward_flops
 from limbeck.model.params import Params, count, nbytes
 from limbeck.model.prefix import prefix_length
 from limbeck.model.transformer import with_prefix
-from limbeck.prompting.predict import answer_tokens, make_requests, predict
+from limbeck.prompting.predict import make_requests, predict
 from limbeck.tasks.metrics import METRICS
 from limbeck.tasks.probability_metrics import calibration_error
 from limbeck.tasks.sources import load_task
@@ -153,22 +153,23 @@ def _asked(at: Setting, start: Start, params: Params) -> dict[str, Any]:
     if at.head:
         model = with_prefix(start.config, params)
         requests = [start.tokenizer.prompt(at.task.query(record)) for record in first]
-        tokens, passes = float(np.mean([len(request) for request in requests])), 1
+        asked = tokens = float(np.mean([len(request) for request in requests]))
         ask = lambda request: score(start.config, model, [request])  # noqa: E731
     else:
         engine = Engine(start.config, params, start.tokenizer, batch_size=1)
-        requests, _ = make_requests(at.task, engine, first, 0, at.config.seed)
-        tokens = float(np.mean([len(request.prompt) for request in requests])) + answer_tokens(at.task, start.tokenizer)
-        passes = len(at.task.options) if at.task.kind == "classification" and at.task.options else 1
+        requests, _ = make_requests(at.task, engine, first)
+        asked = float(np.mean([len(request.prompt) for request in requests]))
+        tokens = request_tokens(at.task, engine, requests)
         ask = partial(serve, engine)
     with Meter() as meter:
         latency_ms = median_ms(ask, requests)
     together = records[:_TOGETHER]
     return {
+        "prompt_tokens": asked,
         "latency_ms_p50": latency_ms,
         "per_second": 1e3 * len(together) / median_ms(lambda _: answers(at, start, params, together), [None]),
         "joules_per_prediction": None if meter.joules is None else meter.joules / (2 * len(first)),
-        "flops_per_request": passes * forward_flops(start.config, params, tokens, tokens / 2),
+        "flops_per_request": forward_flops(start.config, params, tokens, tokens / 2),
     }
 
 

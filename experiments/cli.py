@@ -16,6 +16,7 @@ examples:
   limbeck report runs/quickstart                      the table of a finished run, and where its page is
   limbeck generate MODEL 'plum: drupe, lemon:'        continue a text
   limbeck describe MODEL                              its parameters, their shapes and bytes
+  limbeck evaluate MODEL --tasks piqa                 a benchmark of lm-evaluation-harness
   limbeck convert model.bin FOLDER                    as a folder that other programs load
   limbeck predict --model MODEL --task spam.jsonl --store spam.db
   limbeck lookup spam.db 'win a free phone'           an answer from before, without a model
@@ -52,6 +53,31 @@ examples:
 MODEL is a Hugging Face folder, one that Limbeck wrote, or a llama2.c .bin file. The text appears as it is written.
 """
 
+_EVALUATE_EXAMPLES = """\
+examples:
+  limbeck evaluate MODEL --tasks piqa arc_easy --num-fewshot 5 --out scores.json
+  limbeck evaluate MODEL --tasks 'mmlu_*' --limit 20
+  limbeck evaluate MODEL --tasks my_task --include-path my_tasks    task files of yours: no network is needed
+
+Tasks, prompts and metrics are those of lm-evaluation-harness: pip install 'limbeck[eval]'. `lm-eval ls tasks` lists
+the tasks; a group or a tag stands for its tasks. A log-likelihood, a text and a metric are what its own `hf` adapter
+gives for the same weights. What is longer than the model loses its beginning, as there, and is counted.
+
+A task file my_tasks/my_task.yaml over records in JSON Lines:
+
+  task: my_task
+  dataset_path: json
+  dataset_kwargs: {data_files: {test: my_records.jsonl}}    # a path counts from the folder where you run the command
+  test_split: test
+  output_type: multiple_choice
+  doc_to_text: "{{question}}\\nAnswer:"
+  doc_to_choice: ["no", "yes"]
+  doc_to_target: "{{answer}}"
+
+A task file may name Python functions, which are run: use files that you trust. Records of published tasks come from
+the Hugging Face hub, once; with HF_HUB_OFFLINE=1 only those are read that are on this machine.
+"""
+
 _CONVERT_EXAMPLES = """\
 examples:
   limbeck convert stories260K.bin stories260k         llama2.c's format as a Llama folder
@@ -75,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     if rest and args.command != "run":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if own_process and args.command in ("run", "predict"):
+    if own_process and args.command in ("run", "predict", "evaluate"):
         _with_huge_pages(argv)
     args.overrides, args.argv = rest, ["limbeck", *argv]
     try:
@@ -132,6 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = _command(commands, "report", "print the table of a finished run, and where its page is")
     report.add_argument("run", metavar="RUN_DIR")
+    report.add_argument("--record", metavar="ID", help="what every method of `adapt` was asked and said of one record")
 
     lookup = _command(commands, "lookup", "print an answer that a store holds; exit status 1 if it does not")
     lookup.add_argument("store", metavar="STORE")
@@ -174,6 +201,20 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
     )
+
+    evaluate = _command(commands, "evaluate", "run benchmarks of lm-evaluation-harness", _EVALUATE_EXAMPLES)
+    evaluate.add_argument("model", metavar="MODEL", help="folder or file of a model")
+    evaluate.add_argument(
+        "--tasks", nargs="+", required=True, metavar="TASK", help="names, groups, tags, patterns with *, or YAML files"
+    )
+    evaluate.add_argument(
+        "--num-fewshot", type=int, metavar="K", help="solved examples in each prompt (default: as the task says)"
+    )
+    evaluate.add_argument("--include-path", metavar="DIR", help="a folder with task files of yours")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="the first N records of each task (default: all)")
+    evaluate.add_argument("--chat", action="store_true", help="ask in conversations, by the tokenizer's template")
+    evaluate.add_argument("--dtype", choices=_DTYPES, help="cast weights and activations (default: as stored)")
+    evaluate.add_argument("--out", metavar="FILE", help="write metrics, versions and digests as JSON")
 
     describe = _command(commands, "describe", "print the parameters of a model: names, shapes, types, bytes")
     describe.add_argument("model", metavar="MODEL", help="folder or file of a model")

@@ -42,8 +42,12 @@ def report(args: argparse.Namespace) -> int:
     """Prints the tables of a finished run and the path of its page; exit status 1 if a claim failed."""
     from rich.console import Console
 
+    from limbeck.evaluation.asked import record_view
     from limbeck.evaluation.report import load_report, terminal_table
 
+    if args.record is not None:
+        Console().print(record_view(args.run, args.record))
+        return 0
     results = load_report(args.run)
     Console().print(terminal_table(results))
     print(Path(args.run) / "report.html")
@@ -69,13 +73,14 @@ def predict(args: argparse.Namespace) -> int:
     """Answers the records of a task into a store and prints counts; exit status 1 if a row was refused."""
     from limbeck.inference.job import BulkRequest, run_bulk
     from limbeck.inference.store import PredictionStore
+    from limbeck.prompting.config import PromptConfig
     from limbeck.prompting.predict import make_requests, query_text
     from limbeck.tasks.sources import load_task
 
     task = load_task(args.task)
     records = task.splits[one_of("split", args.split, task.splits)]
     engine = _engine(args.model, batch_size=64)
-    requests, dropped = make_requests(task, engine, records, args.shots, args.seed)
+    requests, dropped = make_requests(task, engine, records, PromptConfig(shots=args.shots, seed=args.seed))
     if dropped:
         print(f"{dropped} examples did not fit into their prompts and were left out", file=sys.stderr)
     bulk = [BulkRequest(query_text(task, r), request) for r, request in zip(records, requests, strict=True)]
@@ -107,6 +112,48 @@ def generate(args: argparse.Namespace) -> int:
         print(text, end="", flush=True)
     print()
     return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Runs benchmarks of lm-evaluation-harness, prints their metrics, and writes them where `--out` says."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from limbeck.evaluation.lm_eval_run import evaluate, load_tasks
+    from limbeck.model.files import write_atomic
+
+    if args.out and not Path(args.out).parent.is_dir():
+        raise UserError(f"no folder {Path(args.out).parent} for {Path(args.out).name}: make it, or name another")
+    if (args.limit is not None and args.limit < 1) or (args.num_fewshot or 0) < 0:
+        raise UserError(f"--limit {args.limit}, --num-fewshot {args.num_fewshot}: at least 1, and at least 0")
+    tasks = load_tasks(args.tasks, args.include_path, args.num_fewshot)
+    engine = _engine(args.model, batch_size=64, dtype=args.dtype)
+    results = {"model": args.model, **evaluate(engine, tasks, args.limit, args.chat)}
+    if args.out:
+        write_atomic(args.out, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("task", "shots", "records", "metric", "value", "± stderr"):
+        left = name in ("task", "metric")
+        table.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    for task in results["tasks"].values():
+        names = [task["title"], *(str(task[name] if task[name] is not None else "") for name in ("shots", "records"))]
+        for metric in task["metrics"]:
+            arrow = {True: " ↑", False: " ↓", None: ""}[metric["higher_is_better"]]
+            kind = "" if metric["filter"] == "none" else f" ({metric['filter']})"
+            row = [*names, f"{metric['metric']}{kind}{arrow}", _figure(metric["value"]), _figure(metric["stderr"])]
+            table.add_row(*map(Text, row))
+            names = ["", "", ""]
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # so that every row is one line for the next program
+    console.print(table)
+    return 0
+
+
+def _figure(value: float | str | None) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value or "")
 
 
 def convert(args: argparse.Namespace) -> int:

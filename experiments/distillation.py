@@ -20,7 +20,7 @@ from limbeck.experiments.rundir import stage
 from limbeck.experiments.start import Start, begin, first_rows
 from limbeck.experiments.teaching import student_folder, taught_by
 from limbeck.experiments.text_sources import read_sources
-from limbeck.experiments.tuning import tuned
+from limbeck.experiments.tuning import Tuned, tuned
 from limbeck.model.errors import UserError
 from limbeck.train.data import batches
 from limbeck.train.loss import Batch
@@ -32,19 +32,15 @@ def run(config: DistillationConfig, rundir: Path) -> int:
     """Measures the teacher, then trains and measures each student with and without it; exit status 0."""
     common, teaching = config.tuning, config.teaching
     at = setting(common, rundir)
-    teachers = [_teacher(at, folder) for folder in (common.model, *teaching.others)]
+    teachers = [teacher_of(at, folder) for folder in (common.model, *teaching.others)]
     at, too_long = answerable(at, teachers[0])
     task, test = at.task, at.task.splits["test"]
     first = stage(rundir, "teacher", partial(_measured, at, teachers[0]))
     _tell(first["row"]["metrics"], first["validation"])
-    stream = batches(rows_of(at, "train", teachers[0]), common.fit.batch_size, common.seed)
-    some = partial(first_rows, stream, common.fit.batch_size)
     rows: list[dict[str, Any]] = [{"method": "teacher", **first["row"]}]
     runs, disagreement = {}, {}
     groups = [record[task.group_field] if task.group_field else task.answer(record) for record in test]
-    for name, model, folder, is_taught in _students(teaching, teachers[0], some, rundir, common.seed):
-        taught = taught_by(teachers, teaching, common.fit, folder, common.seed, at) if is_taught else None
-        done = tuned(dataclasses.replace(common, model=model), folder, taught)
+    for name, _, is_taught, done in taught_students(at, teachers, teaching):
         row = {"method": name, **done.row}
         if task.kind != "regression":
             row["metrics"] = {**done.row["metrics"], "agreement": agreement(first["answers"], done.answers)}
@@ -63,6 +59,18 @@ def run(config: DistillationConfig, rundir: Path) -> int:
     }
     rows += stage(rundir, "baselines", lambda: baselines(task))
     return _report(rundir, rows, runs, common.seed, about)
+
+
+def taught_students(
+    at: Setting, teachers: Sequence[Start], teaching: TeachingConfig
+) -> Iterator[tuple[str, Path, bool, Tuned]]:
+    """(name, folder, whether it is taught, what came of it) of each student of a task's teachers, one after another."""
+    common = at.config
+    stream = batches(rows_of(at, "train", teachers[0]), common.fit.batch_size, common.seed)
+    some = partial(first_rows, stream, common.fit.batch_size)
+    for name, model, folder, is_taught in _students(teaching, teachers[0], some, at.rundir, common.seed):
+        taught = taught_by(teachers, teaching, common.fit, folder, common.seed, at) if is_taught else None
+        yield name, folder, is_taught, tuned(dataclasses.replace(common, model=model), folder, taught)
 
 
 def run_on_text(config: TextDistillationConfig, rundir: Path) -> int:
@@ -88,7 +96,8 @@ def run_on_text(config: TextDistillationConfig, rundir: Path) -> int:
     return _report(rundir, rows, runs, common.seed, about)
 
 
-def _teacher(at: Setting, folder: str) -> Start:
+def teacher_of(at: Setting, folder: str) -> Start:
+    """The model of a folder as a task's teacher. Raises UserError where its head is not the task's."""
     config = at.config
     start = begin(folder, at.rundir, [], vocab_size=config.vocab_size, max_len=config.max_len, seed=config.seed)
     expected = tuple(at.task.options or (at.task.answer_field,)) if at.head else ()

@@ -145,27 +145,9 @@ def _row(name: str, result: dict[str, Any], training: dict[str, Any]) -> dict[st
 
 def _probe(lesson: Lesson) -> dict[str, Any]:
     names = {"base": "base", "tuned": "full", "distilled": "distilled", "student alone": "student_alone"}
-    measured = {name: bias.probe(lesson.engine(model), bias.load_pairs()) for name, model in names.items()}
-    rows = []
-    for name, probes in measured.items():
-        perplexity = next(row.value for row in probes if row.probe == "perplexity")
-        rows += [
-            {
-                "model": name,
-                "probe": row.probe,
-                "value": row.value,
-                "ci95": list(row.ci95),
-                "n": row.n,
-                "ideal": row.ideal,
-                "note": row.note,
-                "perplexity": perplexity,
-            }
-            for row in probes
-            if row.probe != "perplexity"
-        ]
-    lineage = {name: measured[name] for name in ("base", "tuned", "distilled")}
-    differences = [dataclasses.asdict(difference) for difference in bias.compare(lineage)]
-    return {"rows": rows, "differences": differences}
+    pairs = bias.load_pairs()
+    probes = {name: bias.probe(lesson.engine(model), pairs) for name, model in names.items()}
+    return bias.told(probes, ("base", "tuned", "distilled"))
 
 
 def _about(lesson: Lesson) -> dict[str, Any]:

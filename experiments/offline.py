@@ -66,7 +66,7 @@ def _result(payload: dict[str, Any] | None) -> Generation | Scores:
     assert payload is not None, "a query of the compared ones is not in the store"
     if "text" in payload:
         return Generation(payload["text"], tuple(payload["tokens"]), payload["logprob"], payload["stopped"])
-    return Scores(tuple(payload["logprobs"]), tuple(payload["lengths"]))
+    return Scores(tuple(payload["logprobs"]), tuple(payload["lengths"]), tuple(payload.get("greedy", ())))
 
 
 def ambiguity(task: Task, engine: Engine, shots: int) -> dict[str, Any]:

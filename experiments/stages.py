@@ -22,6 +22,7 @@ from limbeck.model.flops import step_flops
 from limbeck.model.params import Params, count, digest, join, merge
 from limbeck.model.pretrained import load_pretrained, save_pretrained
 from limbeck.model.tokenizer import Tokenizer, load_tokenizer, train_bpe
+from limbeck.prompting.config import PromptConfig
 from limbeck.tasks.sources import load_task
 from limbeck.tasks.task import Record, Task
 from limbeck.tasks.world import corpus
@@ -162,7 +163,7 @@ def train(
 def measured(lesson: Lesson, name: str, engine: Engine, shots: int) -> dict[str, Any]:
     def compute() -> dict[str, Any]:
         test = lesson.task.splits["test"]
-        row, predictions = measure(lesson.task, engine, test, shots, lesson.config.seed)
+        row, predictions = measure(lesson.task, engine, test, PromptConfig(shots=shots, seed=lesson.config.seed))
         return {"row": row, "answers": list(predictions.answers)}
 
     return lesson.stage(name, compute)

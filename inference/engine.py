@@ -1,31 +1,30 @@
 """The engine: many requests in, as many answers out, in batches of few compiled shapes.
 
-Prompts are sorted by length and padded to buckets of powers of two, so that a handful of compiled programs serves
-any mixture of requests; a row's answer does not depend on the rows beside it.
+Prompts are padded to powers of two, so that a handful of compiled programs serves any mixture of requests; a row's
+answer does not depend on the rows beside it. What many prompts of a call begin with, such as examples that do not
+change, is run once (`sharing.py`), and so is a prompt with several options.
 """
 
 import hashlib
-from collections.abc import Hashable, Iterator, Sequence
-from functools import cached_property, partial
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from limbeck.inference.batches import batches, bucket, padded
 from limbeck.inference.requests import GenerateRequest, Generation, ScoreRequest, Scores
+from limbeck.inference.scoring import Row, Scored, mean_hidden, score_options, score_rows
+from limbeck.inference.sharing import longest_short, shared_starts, slots
 from limbeck.model.config import ModelConfig
-from limbeck.model.decode import SamplingArrays, check_room, generate, stream
+from limbeck.model.decode import SamplingArrays, behind, check_room, everywhere, generate, stream
 from limbeck.model.errors import UserError, nearest
 from limbeck.model.params import Params, digest
 from limbeck.model.prefix import prefix_length
 from limbeck.model.tokenizer import Tokenizer
-from limbeck.model.transformer import hidden, logits
 
-_SMALLEST_BUCKET = 16
 _STREAMED = 4  # tokens between two pieces of a stream
-
-Shape = TypeVar("Shape", bound=Hashable)
 
 
 class Engine:
@@ -38,14 +37,20 @@ class Engine:
         tokenizer: Tokenizer,
         batch_size: int = 64,
         weights_digest: str | None = None,
+        share: bool = True,
     ) -> None:
-        """`weights_digest` is that of the parameters where it is known (`Pretrained.digest`)."""
+        """`weights_digest` is that of the parameters where it is known (`Pretrained.digest`).
+
+        Without `share` nothing is run once for several: each prompt, and each option with its prompt, by itself.
+        """
         self._weights_digest = weights_digest
         self.config = config
         self.params = params
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.dtype = config.dtype
+        self.share = share
+        self.tokens_run = 0  # tokens that went through the model so far, padding left out
         self._models = {"": params}
         self._stops: dict[tuple[str, ...], jax.Array] = {}
 
@@ -66,6 +71,17 @@ class Engine:
         name = digest(own) if own else ""
         self._models[name] = params
         return name
+
+    def keep(self, start: Sequence[int], adapter: str = "") -> str:
+        """Runs what many prompts begin with once, and says by what name requests ask with the rest of their prompts.
+
+        Raises UserError where that cannot be: in a model with virtual tokens in some layers alone, or with longrope,
+        which turns a short text otherwise than the beginning of a long one.
+        """
+        params = self._model(adapter)
+        if not everywhere(self.config, params) or longest_short(self.config) is not None:
+            raise UserError("a model with longrope, or virtual tokens in some layers, cannot keep a prompt's beginning")
+        return self.attach(behind(self.config, params, start, len(start)))
 
     def prefix(self, adapter: str = "") -> int:
         """How many positions the virtual tokens of a model take. Raises UserError for one that is not attached."""
@@ -89,26 +105,22 @@ class Engine:
         answers: dict[int, Generation] = {}
         for request in requests:
             self._check_room(request, request.sampling.max_new_tokens)
-        shapes = [(r.sampling.max_new_tokens, r.stop, self._bucket(r, len(r.prompt)), r.adapter) for r in requests]
-        for (new_tokens, stop, bucket, adapter), members in _batches(shapes, self.batch_size):
-            batch = [requests[i] for i in members]
-            tokens_BT, lengths_B = self._pad([request.prompt for request in batch], bucket, self.batch_size)
-            out = jax.device_get(
-                generate(
-                    self.config,
-                    self._model(adapter),
-                    tokens_BT,
-                    lengths_B,
-                    self._sampling(batch, self.batch_size),
-                    self.stop_tokens(stop),
-                    new_tokens,
-                )
-            )
-            for row, index in enumerate(members):
-                length = int(out.length_B[row])
-                answers[index] = self._generation(
-                    stop, out.tokens_BT[row, :length].tolist(), out.logprobs_BT[row, :length]
-                )
+        new = [request.sampling.max_new_tokens for request in requests]
+        for params, skip, group in self._starts(requests, new):
+            rests = [requests[i].prompt[skip:] for i in group]
+            most = None if skip else self.config.max_len - prefix_length(params)
+            shapes = [(new[i], requests[i].stop, bucket(len(r), most)) for i, r in zip(group, rests, strict=True)]
+            for (new_tokens, stop, length), members in batches(shapes, self.batch_size):
+                batch = [requests[group[i]] for i in members]
+                tokens_BT, lengths_B = self._pad([rests[i] for i in members], length, self.batch_size)
+                settings, stop_V = self._sampling(batch, self.batch_size), self.stop_tokens(stop)
+                out = generate(self.config, params, tokens_BT, lengths_B, settings, stop_V, new_tokens)
+                out = jax.device_get(out)
+                for row, member in enumerate(members):
+                    written = int(out.length_B[row])
+                    ids, logprobs = out.tokens_BT[row, :written].tolist(), out.logprobs_BT[row, :written]
+                    answers[group[member]] = self._generation(stop, ids, logprobs)
+                    self.tokens_run += len(rests[member]) + written
         return [answers[i] for i in range(len(requests))]
 
     def stream(self, request: GenerateRequest) -> Iterator[str]:
@@ -117,12 +129,15 @@ class Engine:
         What may yet become a stop string or a character is held until it is clear.
         """
         self._check_room(request, request.sampling.max_new_tokens)
-        bucket, params = self._bucket(request, len(request.prompt)), self._model(request.adapter)
-        tokens_BT, lengths_B = map(jnp.asarray, self._pad([request.prompt], bucket, 1))
+        params = self._model(request.adapter)
+        length = bucket(len(request.prompt), self.config.max_len - prefix_length(params))
+        tokens_BT, lengths_B = map(jnp.asarray, self._pad([request.prompt], length, 1))
+        self.tokens_run += len(request.prompt)
         stop_V, new_tokens = self.stop_tokens(request.stop), request.sampling.max_new_tokens
         settings = self._sampling([request], 1)
-        shown, text = "", ""
+        shown, text, ids = "", "", []
         for out in stream(self.config, params, tokens_BT, lengths_B, settings, stop_V, new_tokens, _STREAMED):
+            self.tokens_run += int(out.length_B[0]) - len(ids)
             ids = out.tokens_BT[0, : out.length_B[0]].tolist()
             generation = self._generation(request.stop, ids, np.asarray(out.logprobs_BT[0, : len(ids)]))
             text = generation.text
@@ -142,50 +157,102 @@ class Engine:
 
         Raises UserError for a request without options, an empty option, or a pair that does not fit the model.
         """
-        rows = []
         for index, request in enumerate(requests):
             if not request.options or not all(request.options):
                 raise UserError(f"request {index}: scoring needs one or more options, none of them empty")
-            for option in request.options:
-                self._check_room(request, len(option))
-                rows.append((request, option))
-        logprobs: dict[int, float] = {}
-        shapes = [(self._bucket(r, len(r.prompt) + len(option) - 1), r.adapter) for r, option in rows]
-        for (bucket, adapter), members in _batches(shapes, self.batch_size):
-            ids = [(*rows[i][0].prompt, *rows[i][1]) for i in members]
-            tokens_BT, _ = self._pad([row[:-1] for row in ids], bucket, self.batch_size)
-            targets_BT, _ = self._pad([row[1:] for row in ids], bucket, self.batch_size)
-            weights_BT = np.zeros(tokens_BT.shape, np.float32)
-            for row, i in enumerate(members):
-                start = len(rows[i][0].prompt) - 1
-                weights_BT[row, start : start + len(rows[i][1])] = 1.0
-            totals_B = np.asarray(_score(self.config, self._model(adapter), tokens_BT, targets_BT, weights_BT))
-            logprobs.update(zip(members, totals_B.tolist(), strict=False))
-        answers, start = [], 0
-        for request in requests:
-            stop = start + len(request.options)
-            lengths = tuple(len(option) for option in request.options)
-            answers.append(Scores(tuple(logprobs[i] for i in range(start, stop)), lengths))
-            start = stop
+            self._check_room(request, max(map(len, request.options)))
+        found: dict[int, list[Scored]] = {}
+        for params, skip, group in self._starts(requests, [max(map(len, r.options)) - 1 for r in requests]):
+            together = [i for i in group if skip or self._runs_once(requests[i])]
+            prompts, options = [requests[i].prompt[skip:] for i in together], [requests[i].options for i in together]
+            scored = score_options(self.config, params, prompts, options, self.batch_size, self.tokenizer.pad_id)
+            found |= dict(zip(together, scored, strict=True))
+            self.tokens_run += sum(map(len, prompts)) + sum(len(each) - 1 for own in options for each in own)
+            apart = [i for i in group if i not in found]
+            rows = [Row(requests[i].prompt + option, len(option)) for i in apart for option in requests[i].options]
+            each = iter(self._score_rows(params, rows))
+            found |= {i: [next(each) for _ in requests[i].options] for i in apart}
+        answers = []
+        for i, request in enumerate(requests):
+            logprobs, greedy = zip(*found[i], strict=True)
+            answers.append(Scores(logprobs, tuple(map(len, request.options)), greedy))
         return answers
+
+    def rolling(self, texts: Sequence[Sequence[int]]) -> list[float]:
+        """The log-likelihood in nats of each text after its first token.
+
+        A longer text than the model has positions for is read in windows that score each token once: those after the
+        first window see at least one token before them, the last as many as fit (lm-evaluation-harness's
+        `loglikelihood_rolling`). Raises UserError for an empty text.
+        """
+        room = self.config.max_len - self.prefix()
+        rows, owners = [], []
+        for index, text in enumerate(texts):
+            if not text:
+                raise UserError(f"text {index} is empty: it needs at least the BOS token")
+            for start in range(1, len(text), room):
+                stop = min(start + room, len(text))
+                rows.append(Row(tuple(text[max(0, stop - 1 - room) : stop]), stop - start))
+                owners.append(index)
+        totals_N = np.zeros(len(texts))
+        np.add.at(totals_N, owners, [each.logprob for each in self._score_rows(self.params, rows)])
+        return totals_N.tolist()
+
+    def embed(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+        """x_ND, float32, of length one: the mean of the last hidden states over each prompt's tokens.
+
+        Raises UserError for a prompt that is empty or does not fit the model.
+        """
+        room = self.config.max_len - self.prefix()
+        for index, prompt in enumerate(prompts):
+            if not 0 < len(prompt) <= room:
+                raise UserError(f"text {index} has {len(prompt)} tokens: an embedding is of 1 to {room} tokens")
+        self.tokens_run += sum(map(len, prompts))
+        x_ND = mean_hidden(self.config, self.params, prompts, self.batch_size, self.tokenizer.pad_id)
+        return x_ND / np.maximum(np.linalg.norm(x_ND, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+
+    def _score_rows(self, params: Params, rows: Sequence[Row]) -> list[Scored]:
+        self.tokens_run += sum(len(row.ids) - 1 for row in rows)
+        return score_rows(self.config, params, rows, self.batch_size, self.tokenizer.pad_id)
+
+    def _starts(
+        self, requests: Sequence[GenerateRequest | ScoreRequest], after: Sequence[int]
+    ) -> Iterator[tuple[Params, int, list[int]]]:
+        """(the model behind a start, the tokens of that start, the indices of requests that begin with it).
+
+        `after` is how many tokens follow each prompt. Where nothing is shared the model is as it is, the start empty.
+        """
+        for adapter in dict.fromkeys(request.adapter for request in requests):
+            params, own = self._model(adapter), [i for i, request in enumerate(requests) if request.adapter == adapter]
+            limit = longest_short(self.config)
+            ends = {i: self.prefix(adapter) + len(requests[i].prompt) + after[i] for i in own}
+            may = [i for i in own if limit is None or ends[i] <= limit]
+            may = may if self.share and everywhere(self.config, params) else []
+            starts = shared_starts([requests[i].prompt for i in may], [after[i] for i in may], self.batch_size)
+            whole = [i for i in own if i not in set(may)]
+            for length, places in starts:
+                members = [may[place] for place in places]
+                if not length:
+                    whole += members
+                    continue
+                self.tokens_run += length
+                text = requests[members[0]].prompt[:length]
+                yield behind(self.config, params, text, slots(length)), length, members
+            if whole:
+                yield params, 0, whole
+
+    def _runs_once(self, request: ScoreRequest) -> bool:
+        """Whether a prompt runs once for all its options, which must turn alike (longrope)."""
+        limit = longest_short(self.config)
+        ends = {len(option) + len(request.prompt) - 1 + self.prefix(request.adapter) for option in request.options}
+        alike = limit is None or max(ends) <= limit or min(ends) > limit
+        return self.share and len(request.options) > 1 and alike
 
     def _check_room(self, request: GenerateRequest | ScoreRequest, tokens: int) -> None:
         check_room(self.config, len(request.prompt), tokens, self.prefix(request.adapter))
 
-    def _bucket(self, request: GenerateRequest | ScoreRequest, length: int) -> int:
-        bucket = _SMALLEST_BUCKET
-        while bucket < length:
-            bucket *= 2
-        return min(bucket, self.config.max_len - self.prefix(request.adapter))
-
-    def _pad(self, rows: Sequence[Sequence[int]], bucket: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens [size, bucket], lengths): a short batch is filled with rows of one token."""
-        tokens_BT = np.full((size, bucket), self.tokenizer.pad_id, np.int32)
-        lengths_B = np.ones(size, np.int32)
-        for i, row in enumerate(rows):
-            tokens_BT[i, : len(row)] = row
-            lengths_B[i] = len(row)
-        return tokens_BT, lengths_B
+    def _pad(self, rows: Sequence[Sequence[int]], length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        return padded(rows, length, size, self.tokenizer.pad_id)
 
     def _sampling(self, batch: Sequence[GenerateRequest], size: int) -> SamplingArrays:
         rows = [request.sampling for request in batch] + [batch[-1].sampling] * (size - len(batch))
@@ -230,26 +297,3 @@ class Engine:
             used = next(n for n in range(1, len(ids) + 1) if any(s in self.tokenizer.decode(ids[:n]) for s in stop))
             ids, logprobs = ids[:used], logprobs[:used]
         return Generation(text, tuple(ids), float(logprobs.sum()), stopped)
-
-
-@partial(jax.jit, static_argnames="config")
-def _score(config: ModelConfig, params: Params, tokens_BT, targets_BT, weights_BT) -> jax.Array:
-    """total_B: each row's sum of weighted log-likelihoods, a row of logits at a time: no [B, T, V] array exists."""
-    hidden_BTD, _ = hidden(config, params, tokens_BT)
-
-    def row(xs):
-        hidden_TD, targets_T, weights_T = xs
-        logprobs_TV = jax.nn.log_softmax(logits(config, params, hidden_TD))
-        return (jnp.take_along_axis(logprobs_TV, targets_T[:, None], 1)[:, 0] * weights_T).sum()
-
-    return jax.lax.map(row, (hidden_BTD, jnp.asarray(targets_BT), jnp.asarray(weights_BT)))
-
-
-def _batches(shapes: Sequence[Shape], size: int) -> Iterator[tuple[Shape, list[int]]]:
-    """Indices of equal shape together, at most `size` at a time."""
-    groups: dict[Shape, list[int]] = {}
-    for index, shape in enumerate(shapes):
-        groups.setdefault(shape, []).append(index)
-    for shape, members in groups.items():
-        for start in range(0, len(members), size):
-            yield shape, members[start : start + size]

@@ -50,7 +50,12 @@ class Generation:
 
 @dataclass(frozen=True)
 class Scores:
-    """Summed log-likelihood of each option in nats, and how many tokens each has."""
+    """Summed log-likelihood of each option in nats, and how many tokens each has.
+
+    `greedy` says of each whether every token of it is the one that the model finds likeliest at its place; it is empty
+    where nobody asked (predictions stored before there was such a thing).
+    """
 
     logprobs: tuple[float, ...]
     lengths: tuple[int, ...]
+    greedy: tuple[bool, ...] = ()

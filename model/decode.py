@@ -1,6 +1,6 @@
 """Writing on: prefill a key-value cache, then one token at a time on the device, sampling and stopping included."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
-from limbeck.model.params import Params
+from limbeck.model.params import Params, join
+from limbeck.model.prefix import PREFIX, USED, is_prefix, prefix_length
 from limbeck.model.sampling import sample
 from limbeck.model.transformer import Cache, empty_cache, hidden, logits, with_prefix
 
@@ -73,6 +74,38 @@ def decode_step(config: ModelConfig, params: Params, tokens_B: jax.Array, cache:
     """(logits_BV of the next token, the cache with `tokens_B` in it)."""
     hidden_BTD, cache = cast(tuple[jax.Array, Cache], hidden(config, params, tokens_B[:, None], cache=cache))
     return logits(config, params, hidden_BTD[:, 0]), cache
+
+
+def behind(config: ModelConfig, params: Params, text: Sequence[int], slots: int) -> Params:
+    """The same model behind a text: its keys and values stand as a prefix of `slots` places before every other text.
+
+    The text runs once, in a batch of one, behind the virtual tokens of the model, and takes their place; `slots`, at
+    least its length, is all that compiled programs see of it. Such parameters are run with a cache. With longrope the
+    text is turned as a short one. Not for a model of which only some layers have a prefix (`everywhere`).
+    """
+    params = with_prefix(config, params)
+    tokens_P = np.zeros(slots, np.int32)
+    tokens_P[: len(text)] = text
+    leaves = _left_by(config, params, tokens_P, np.int32(len(text)))
+    return {path: leaf for path, leaf in params.items() if not is_prefix(path)} | leaves
+
+
+def everywhere(config: ModelConfig, params: Params) -> bool:
+    """Whether all layers have a prefix, or none has."""
+    layers = sum(leaf.shape[0] for path, leaf in params.items() if path.endswith(PREFIX[0]))
+    return layers in (0, config.depth)
+
+
+@partial(jax.jit, static_argnums=0)
+def _left_by(config: ModelConfig, params: Params, tokens_P: jax.Array, length: jax.Array) -> Params:
+    slots = empty_cache(config, 1, len(tokens_P))._replace(total_B=length[None])
+    cache = cast(Cache, hidden(config, params, tokens_P[None], cache=slots)[1])
+    there = join({path: leaf for path, leaf in params.items() if is_prefix(path)})
+    leaves: Params = {USED: prefix_length(params) + length}
+    for name, made_LBSKH in zip(PREFIX, cache[:2], strict=True):
+        own = [leaf.astype(config.dtype) for path, leaf in there.items() if path.endswith(name)]
+        leaves[f"blocks/{name}"] = jnp.concatenate([*own, made_LBSKH[:, 0]], 1)
+    return leaves
 
 
 @partial(jax.jit, static_argnames=("config", "max_new_tokens"))

@@ -10,6 +10,10 @@ trains instead of them, and is turned into them by `transformer.with_prefix`:
   `prompt/embedding` goes first.
 - `prefix/embedding` [P, D] and `prefix/{0,1}/{kernel,bias}` (Li & Liang 2021, arXiv 2101.00190, section 4.3): an MLP
   whose output [P, L * 2 * K * H] is added to the prefix in the blocks.
+
+A text that many texts begin with is such a prefix too (`decode.behind`). So that texts of all lengths share a few
+compiled shapes, only the first `prefix_used` (int32, one number beside the blocks) of its P keys then stand there; the
+rest are filling, which takes no position and is never seen.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,6 +28,7 @@ from limbeck.model.params import Params, block_path
 VIRTUAL = ("prompt/", "prefix/")  # leaves that are not part of the stack, but give its prefix
 Activation = Callable[[jax.Array], jax.Array]
 PREFIX = ("attn/prefix_k", "attn/prefix_v")
+USED = "prefix_used"
 
 
 def is_prefix(path: str) -> bool:

@@ -18,7 +18,7 @@ from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.layers import Bottleneck, Mlp, Norm, Turn, turn
 from limbeck.model.params import runs
-from limbeck.model.prefix import prefix_length
+from limbeck.model.prefix import USED, prefix_length
 
 CAPTURED = ("hidden", "q", "k", "v")  # what of every layer can be asked for
 
@@ -76,8 +76,9 @@ def stack(
     another depth.
     """
     c = config
-    prefix = prefix_length(params)
-    places_BT = positions_BT + prefix if prefix else positions_BT
+    prefix, before = prefix_length(params), params.get(USED)
+    prefix = prefix if before is None else before
+    places_BT = positions_BT + prefix
     if c.positions == "learned":
         x_BTD = x_BTD + params["positions/embedding"].astype(c.dtype)[places_BT]
 
@@ -89,7 +90,7 @@ def stack(
         leaves, window, which, index = layer
         layer_cache = None if k_LBSKH is None else LayerCache(k_LBSKH, v_LBSKH, index)
         here = jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x[which], turns)
-        place = Place(positions_BT, segments_BT, window, here)
+        place = Place(positions_BT, segments_BT, window, here, before)
         own = unflatten_dict(with_shared(filled(leaves), params), sep="/")
         out, aside = Block(c).apply({"params": own}, x_BTD, place, layer_cache, mutable=[SEEN] if names else [])
         x_BTD, layer_cache = cast(tuple[jax.Array, LayerCache | None], out)

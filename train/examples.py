@@ -9,6 +9,7 @@ from limbeck.model.errors import UserError
 from limbeck.model.progress import progress
 from limbeck.model.tokenizer import Tokenizer
 from limbeck.model.tokenizer.chat import Message, assistant_mask
+from limbeck.model.tokenizer.join import joined
 from limbeck.tasks.task import Record, Task
 
 _BLOCK = 1024  # texts tokenised at a time: an encoding in the making takes a hundred times its ids
@@ -58,14 +59,13 @@ def documents(texts: Sequence[str], tokenizer: Tokenizer, places: Sequence[str] 
 def completions(task: Task, records: Sequence[Record], tokenizer: Tokenizer) -> list[Example]:
     """Task records without demonstrations: the query is context; the answer and what ends it count.
 
-    Context and target are tokenised apart and joined, as prompting and the engine join them.
+    The tokens are those of the whole text, as in prompting: one that reaches from the query into the answer counts.
     """
     examples = []
     for block in _blocks(records, "record"):
-        targets = tokenizer.encode_batch([task.target(record) + task.template.separator for record in block])
-        for record, target in zip(block, targets, strict=True):
-            context = tokenizer.prompt(task.prompt(record))
-            examples.append(example(context + target, len(context), task.place(record)))
+        texts = [(task.prompt(record), task.target(record) + task.template.separator) for record in block]
+        for record, (ids, given) in zip(block, joined(tokenizer, texts), strict=True):
+            examples.append(example(ids, given, task.place(record)))
     return examples
 
 

@@ -17,6 +17,7 @@ from limbeck.distill.rows.token_bytes import added_spaces, ends, token_bytes
 from limbeck.model.errors import UserError, one_of
 from limbeck.model.progress import progress
 from limbeck.model.tokenizer import Tokenizer
+from limbeck.model.tokenizer.join import joined
 from limbeck.prompting.demonstrations import choose
 from limbeck.tasks.tables import OnBadRow
 from limbeck.tasks.task import Record, Task
@@ -62,7 +63,9 @@ def prompt_distillation(
     with progress("prompts for the teacher", len(records), "record") as advance:
         for record, student in zip(records, completions(task, records, tokenizer), strict=True):
             own = _given(student)
-            context = tokenizer.prompt(shown.prompt(record, choose(task, record, shots, seed)))
+            text = shown.prompt(record, choose(task, record, shots, seed))
+            [(ids, given)] = joined(tokenizer, [(text, task.target(record) + task.template.separator)])
+            context = ids[:given]
             teacher_ids = np.concatenate([np.asarray(context, np.int32), student.ids[own:]])
             places_T = np.arange(len(student.ids) - 1) + len(context) - own
             pairs.append(Pair(student, teacher_ids, _counted(student, places_T)))
@@ -87,8 +90,7 @@ def two_tokenizers(
     in; with "skip" such a text is left out.
     """
     sides = [documents(texts, tokenizer, places) for tokenizer in (student_tokenizer, teacher_tokenizer)]
-    contents = [("", text) for text in texts]
-    pairs, skipped = _aligned(sides, contents, student_tokenizer, teacher_tokenizer, on_bad_row)
+    pairs, skipped = _aligned(sides, texts, student_tokenizer, teacher_tokenizer, on_bad_row)
     return pack_pairs(pairs, length, teacher_length, on_bad_row, skipped)
 
 
@@ -104,8 +106,8 @@ def two_tokenizers_on_task(
 ) -> Rows:
     """`two_tokenizers` of task records, as `train.examples.completions` makes of them: the answer is aligned."""
     sides = [completions(task, records, tokenizer) for tokenizer in (student_tokenizer, teacher_tokenizer)]
-    contents = [(task.prompt(record), task.target(record) + task.template.separator) for record in records]
-    pairs, skipped = _aligned(sides, contents, student_tokenizer, teacher_tokenizer, on_bad_row)
+    texts = [task.prompt(record) + task.target(record) + task.template.separator for record in records]
+    pairs, skipped = _aligned(sides, texts, student_tokenizer, teacher_tokenizer, on_bad_row)
     return pack_pairs(pairs, length, teacher_length, on_bad_row, skipped)
 
 
@@ -200,24 +202,21 @@ def _filled(
 
 def _aligned(
     sides: Sequence[Sequence[Example]],
-    contents: Sequence[tuple[str, str]],
+    texts: Sequence[str],
     student_tokenizer: Tokenizer,
     teacher_tokenizer: Tokenizer,
     on_bad_row: OnBadRow,
 ) -> tuple[list[Pair], list[str]]:
-    """The examples that both tokenizers give back, aligned, and what is said of the others.
-
-    `contents` is the text of each example: what is given, and what counts.
-    """
+    """The examples that both tokenizers give back, aligned, and what is said of the others; `texts` are their own."""
     one_of("on_bad_row", on_bad_row, ["error", "skip"])
     student_V, teacher_V = token_bytes(student_tokenizer), token_bytes(teacher_tokenizer)
     pairs, skipped = [], []
-    with progress("aligning tokens", len(contents), "text") as advance:
-        for student, teacher, content in zip(*sides, contents, strict=True):
+    with progress("aligning tokens", len(texts), "text") as advance:
+        for student, teacher, text in zip(*sides, texts, strict=True):
             advance()
             try:
-                student_ends = _ends(student, content, student_V, "student")
-                teacher_ends = _ends(teacher, content, teacher_V, "teacher")
+                student_ends = _ends(student, text, student_V, "student")
+                teacher_ends = _ends(teacher, text, teacher_V, "teacher")
             except UserError as error:
                 if on_bad_row == "error":
                     raise UserError(f'{error}; leave it out with on_bad_row="skip"') from error
@@ -229,15 +228,14 @@ def _aligned(
     return pairs, skipped
 
 
-def _ends(example: Example, content: tuple[str, str], bytes_V: list[bytes], side: str) -> list[tuple[int, int]]:
+def _ends(example: Example, text: str, bytes_V: list[bytes], side: str) -> list[tuple[int, int]]:
     """Where each token but the last ends (see `token_bytes.ends`)."""
     pieces = [bytes_V[index] for index in example.ids.tolist()]
-    own = _given(example)
     try:
-        added = [added_spaces(part, text) for part, text in zip((pieces[:own], pieces[own:]), content, strict=True)]
+        added = added_spaces(pieces, text)
     except UserError as error:
         raise UserError(f"{example.name}: the {side}'s tokenizer does not give it back: {error}") from error
-    return ends(pieces, np.concatenate(added))[:-1]
+    return ends(pieces, added)[:-1]
 
 
 def _given(example: Example) -> int:

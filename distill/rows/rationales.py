@@ -15,6 +15,7 @@ from limbeck.inference.job import BulkRequest
 from limbeck.inference.requests import GenerateRequest, Sampling
 from limbeck.model.errors import UserError, nearest
 from limbeck.model.tokenizer import Tokenizer
+from limbeck.model.tokenizer.join import joined
 from limbeck.prompting.predict import query_text
 from limbeck.tasks.task import Record, Task
 from limbeck.train.examples import Example
@@ -46,11 +47,11 @@ def rationale_examples(
     examples = []
     for record in records:
         if rationale := record.get(field, "").strip():
-            context = tokenizer.prompt(prompt + task.prompt(record))
-            target = tokenizer.encode(task.target(record, rationale) + task.template.separator)
-            weights = np.zeros(len(context) + len(target), np.float32)
-            weights[len(context) :] = weight
-            examples.append(Example(np.asarray(context + target, np.int32), weights, f"{task.place(record)}, {field}"))
+            texts = (prompt + task.prompt(record), task.target(record, rationale) + task.template.separator)
+            [(ids, given)] = joined(tokenizer, [texts])
+            weights = np.zeros(len(ids), np.float32)
+            weights[given:] = weight
+            examples.append(Example(np.asarray(ids, np.int32), weights, f"{task.place(record)}, {field}"))
     return examples
 
 

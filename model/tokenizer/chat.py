@@ -37,6 +37,12 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message], generation_prompt:
     return [*_start(tokenizer, ids), *ids]
 
 
+def render_text(tokenizer: Tokenizer, messages: Sequence[Message], generation_prompt: bool = True) -> str:
+    """The text of which `render` gives the ids, special tokens spelled out; raises UserError as it does."""
+    _check(tokenizer, messages)
+    return _text(tokenizer, messages, generation_prompt)
+
+
 def assistant_mask(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
     """The ids of a whole conversation, and which of them the assistant said, its end-of-turn token included.
 

@@ -85,7 +85,8 @@ def from_sentencepiece(data: bytes, place: object) -> Converted:
 def from_llama2c(data: bytes, place: object) -> Converted:
     """Converts llama2.c's tokenizer file: int32 longest, then float32 score, int32 length and bytes of each token.
 
-    What ends a text is BOS: between the texts that its models learned from stands nothing else, and its run.c stops there.
+    What ends a text is BOS: nothing else stands between the texts that its models learned from, and its run.c stops
+    there.
     """
     pieces, at = [], 4
     while at < len(data):

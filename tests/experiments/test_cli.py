@@ -78,7 +78,7 @@ print([name for name in ("jax", "numpy", "orbax", "pyarrow", "matplotlib") if na
 
 
 def test_every_example_of_the_help_is_a_command_line_that_parses(capsys) -> None:
-    for words in (["--help"], ["run", "--help"], ["predict", "--help"], ["generate", "--help"]):
+    for words in (["--help"], ["run", "--help"], ["predict", "--help"], ["generate", "--help"], ["evaluate", "--help"]):
         with pytest.raises(SystemExit):
             main(words)
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]

@@ -97,7 +97,7 @@ def test_few_programs_serve_any_mixture(monkeypatch):
 
     generate = engine_module.generate
     monkeypatch.setattr(engine_module, "generate", counted)
-    ENGINE.generate([GenerateRequest((1,) * n, Sampling(4)) for n in range(1, 40)])
+    ENGINE.generate([GenerateRequest((n, *(1,) * (n - 1)), Sampling(4)) for n in range(1, 40)])
     assert shapes == {(4, 16), (4, 32), (4, 64)}
 
 
