@@ -39,6 +39,7 @@ from limbeck.prompting.sensitivity import spread, variants
 from limbeck.prompting.tries import Measured
 from limbeck.tasks.metrics import METRICS
 from limbeck.tasks.task import Record, Task
+from limbeck.train.config import FitConfig
 
 _SEARCHED = "searched_prompt"
 # By what one record's answer is worth something, of metrics that are no mean over records.
@@ -69,12 +70,13 @@ def run(config: AdaptationConfig, rundir: Path) -> int:
     for way in config.ways:
         folder = _made(rundir / way)
         done = tuned(dataclasses.replace(at.config, tuning=way), folder)
-        rows[way], answers[way], curves[way] = _trained(done, at), done.answers, done.training["curve"]
+        rows[way], answers[way], curves[way] = _trained(done, at.config.fit), done.answers, done.training["curve"]
         if not at.head:
             engines[way] = _engine(folder)
     if config.students:
         for name, folder, done in _students(config, at, rundir):
-            rows[name], answers[name], curves[name] = _trained(done, at), done.answers, done.training["curve"]
+            fit = config.student_fit or at.config.fit
+            rows[name], answers[name], curves[name] = _trained(done, fit), done.answers, done.training["curve"]
             for cost in ("train_seconds", "train_flops"):
                 rows[name][cost] += rows[config.ways[-1]][cost]  # a student's way begins with its teacher's
             if not at.head:
@@ -121,8 +123,9 @@ def _begin(config: AdaptationConfig, rundir: Path) -> tuple[Setting, Engine, lis
     common = config.tuning
     at = setting(common, rundir)
     queries = [at.task.query(record) for record in at.task.splits["train"]]
-    sizes = {"vocab_size": common.vocab_size, "max_len": common.max_len}
-    base = begin(common.model, rundir, queries, **sizes, seed=common.seed)
+    base = begin(
+        common.model, rundir, queries, vocab_size=common.vocab_size, max_len=common.max_len, seed=common.seed
+    )
     at, too_long = answerable(at, base)
     return at, Engine(base.config, base.params, base.tokenizer), too_long
 
@@ -207,14 +210,15 @@ def _students(config: AdaptationConfig, at: Setting, rundir: Path):
     """(name, folder, what came of it) of each student of the last way of tuning's model."""
     folder = _made(rundir / "students")
     teacher = str(rundir / config.ways[-1] / "model")
-    own = at._replace(config=dataclasses.replace(at.config, model=teacher, tuning="full"), rundir=folder)
+    fit = config.student_fit or at.config.fit
+    own = at._replace(config=dataclasses.replace(at.config, model=teacher, tuning="full", fit=fit), rundir=folder)
     teachers = [teacher_of(own, each) for each in (teacher, *config.teaching.others)]
     for name, made, _, done in taught_students(own, teachers, config.teaching):
         yield name, made, done
 
 
-def _trained(done: Tuned, at: Setting) -> dict[str, Any]:
-    return {**done.row, "train_flops": done.row["flops_per_step"] * at.config.fit.steps}
+def _trained(done: Tuned, fit: FitConfig) -> dict[str, Any]:
+    return {**done.row, "train_flops": done.row["flops_per_step"] * fit.steps}
 
 
 def _probed(engines: Mapping[str, Engine]) -> dict[str, Any]:

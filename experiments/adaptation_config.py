@@ -7,6 +7,7 @@ from limbeck.experiments.distillation_config import TeachingConfig
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.errors import UserError
 from limbeck.prompting.config import Calibration, PromptConfig
+from limbeck.train.config import FitConfig
 
 Proposer = Literal["", "ape", "opro"]
 
@@ -35,6 +36,7 @@ class AdaptationConfig:
     search: SearchConfig = SearchConfig()
     ways: tuple[str, ...] = ("prompt", "lora", "full")  # of tuning; the students' teacher is the last
     students: bool = True
+    student_fit: FitConfig | None = None  # how they are trained; None: as the others, which rarely is enough
     teaching: TeachingConfig = TeachingConfig()
 
     def __post_init__(self) -> None:

@@ -76,11 +76,13 @@ class Engine:
         """Runs what many prompts begin with once, and says by what name requests ask with the rest of their prompts.
 
         Raises UserError where that cannot be: in a model with virtual tokens in some layers alone, or with longrope,
-        which turns a short text otherwise than the beginning of a long one.
+        which turns a short text otherwise than the beginning of a long one; for a start that is empty or leaves no room.
         """
         params = self._model(adapter)
+        check_room(self.config, len(start), 1, prefix_length(params))
         if not everywhere(self.config, params) or longest_short(self.config) is not None:
             raise UserError("a model with longrope, or virtual tokens in some layers, cannot keep a prompt's beginning")
+        self.tokens_run += len(start)
         return self.attach(behind(self.config, params, start, len(start)))
 
     def prefix(self, adapter: str = "") -> int:

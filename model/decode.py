@@ -84,6 +84,9 @@ def behind(config: ModelConfig, params: Params, text: Sequence[int], slots: int)
     text is turned as a short one. Not for a model of which only some layers have a prefix (`everywhere`).
     """
     params = with_prefix(config, params)
+    if USED in params:  # behind another text: the places that it leaves empty are not kept
+        used = int(params[USED])
+        params = {path: leaf[:, :used] if is_prefix(path) else leaf for path, leaf in params.items() if path != USED}
     tokens_P = np.zeros(slots, np.int32)
     tokens_P[: len(text)] = text
     leaves = _left_by(config, params, tokens_P, np.int32(len(text)))

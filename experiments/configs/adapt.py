@@ -9,11 +9,12 @@ import dataclasses
 
 from limbeck.distill.students.config import StudentConfig
 from limbeck.experiments.adaptation_config import AdaptationConfig
-from limbeck.experiments.configs import peft_menu
+from limbeck.experiments.configs import distil_world, peft_menu
 from limbeck.experiments.distillation_config import TeachingConfig
 
 config = AdaptationConfig(
     tuning=dataclasses.replace(peft_menu.config.tuning, tuning="full"),
+    student_fit=distil_world.config.tuning.fit,
     teaching=TeachingConfig(
         student=StudentConfig(start="pruned"), shares=(0.25,), control=False, transfer_tokens=120_000
     ),

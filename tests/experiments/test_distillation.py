@@ -104,6 +104,7 @@ def test_students_of_tasks_that_are_answered_in_text(words, data, tmp_path):
 def test_reasons_and_queries_of_the_teacher_are_rows_to_learn_from(data, tmp_path):
     """The rows are read where they are made: a short run's students say little."""
     teacher = load_pretrained(teacher_in(tmp_path / "teacher"))
+    assert teacher.tokenizer is not None
     start = Start(teacher.config, teacher.params, teacher.tokenizer, Selection())
     task = load_task(data, description=json.loads(WHY))
     at = Setting(TuningConfig(task=str(data), model="m", fit=FitConfig(3), head=False), tmp_path, task, False)
@@ -129,10 +130,10 @@ def test_what_only_a_model_that_writes_can_give_is_refused_under_a_head(data, te
 
 
 def test_a_student_with_a_shape_of_its_own_is_the_only_one():
-    shares = {"shares": (0.5, 0.25)}
-    assert list(TeachingConfig(**shares).students()) == ["student_0.5", "student_0.25"]
+    shares = (0.5, 0.25)
+    assert list(TeachingConfig(shares=shares).students()) == ["student_0.5", "student_0.25"]
     for own in (StudentConfig(depth=1), StudentConfig(params=0.3), StudentConfig(start="a/folder")):
-        assert TeachingConfig(**shares, student=own).students() == {"student": own}
+        assert TeachingConfig(shares=shares, student=own).students() == {"student": own}
 
 
 def test_a_teacher_that_ends_no_answer_is_one_line(data, tmp_path, capsys):

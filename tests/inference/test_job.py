@@ -112,7 +112,7 @@ def test_every_kind_of_row_is_counted_once(tmp_path):
             "stopped": answer.stopped,
         }
         [scores] = FakeEngine().score([rows[-1].request])
-        assert store.find("s") == {"logprobs": list(scores.logprobs), "lengths": [1, 2]}
+        assert store.find("s") == {"logprobs": list(scores.logprobs), "lengths": [1, 2], "greedy": []}
         assert store.find("p") is None
         reasons = {failure["query"]: failure["reason"] for failure in store.failures()}
         assert reasons["p"] == "a prompt of 1 tokens is too long"

@@ -230,6 +230,7 @@ def test_a_beginning_that_is_kept_answers_as_the_whole_prompt_does(name):
     kept = alone.keep(prompt(SHOWN))
     length = len(prompt(SHOWN))
     rests = [dataclasses.replace(each, prompt=each.prompt[length:], adapter=kept) for each in SCORED[:6]]
+    assert alone.tokens_run == length
     before = alone.tokens_run
     check_equal(alone.score(rests), engine(name, share=False).score(SCORED[:6]))
     assert alone.tokens_run - before < 0.2 * length * len(rests)
@@ -242,3 +243,7 @@ def test_what_cannot_be_kept_is_one_line():
     rope = Rope(scaling="longrope", factor=4.0, original_max_len=64, short_factor=(1.0,) * 4, long_factor=(2.0,) * 4)
     with pytest.raises(UserError, match="cannot keep a prompt's beginning"):
         engine(rope=rope).keep(prompt(SHOWN))
+    with pytest.raises(UserError, match="prompt is empty"):
+        engine().keep(())
+    with pytest.raises(UserError, match="320 positions"):
+        engine().keep([1] * 320)

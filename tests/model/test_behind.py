@@ -92,6 +92,15 @@ def test_behind_virtual_tokens_too():
     assert prefix_length(model) == 3 + SLOTS and int(model[USED]) == 3 + len(TEXT)
 
 
+def test_behind_a_text_behind_a_text():
+    config, params = build("window")
+
+    def whole(ids):
+        return apply(config, params, jnp.asarray([[*TEXT[:4], *ids]])).logits_BTV[0, 4:]
+
+    check(config, behind(config, params, TEXT[:4], SLOTS), whole, TEXT[4:])
+
+
 def test_a_cut_stack_stands_behind_a_text():
     config, params = build("window")
     pieces = cut(params, [1])
