@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -10,11 +11,13 @@ from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.rundir import cache_folder
 from limbeck.model.tokenizer import Tokenizer
 from limbeck.tasks.sources import load_task
+from limbeck.tasks.task import Task
 from limbeck.tasks.texts import read_chats, read_texts
 from limbeck.train.data import Rows, pack
 from limbeck.train.examples import chunked, conversations, documents
 from limbeck.train.row_cache import cached, rows_key
 
+_SHOWN, _TIMES = 8, 4  # solved records of a document, and documents of a record
 _FEW = 20  # from so many documents on, whole ones are held out; of fewer, the end of each
 
 Messages = list[dict[str, str]]
@@ -32,7 +35,7 @@ class Source(NamedTuple):
 
 
 def read_sources(config: PretrainingConfig) -> list[Source]:
-    """All that a config names, in its order: texts, the queries of tasks, chats."""
+    """All that a config names, in its order: texts, the queries of tasks, solved records of tasks, chats."""
     root, sources = Path(config.root), []
     for path in config.texts:
         found = read_texts(root / path, on_bad_row=config.on_bad_row)
@@ -44,12 +47,35 @@ def read_sources(config: PretrainingConfig) -> list[Source]:
         task = load_task(root / path, description=described, on_bad_row=config.on_bad_row)
         places = {task.query(record): task.place(record) for record in task.splits["train"]}
         sources.append(Source("documents", *hold_out(list(places), config.held_out), places, task.skipped))
+    for path, description in config.solved:
+        described = json.loads(description) if description else None
+        task = load_task(root / path, description=described, on_bad_row=config.on_bad_row)
+        texts = solved_texts(task, config.seed)
+        places = {text: f"solved records of {path}" for text in texts}
+        sources.append(Source("documents", *hold_out(texts, config.held_out), places, task.skipped))
     for path in config.chats:
         read = read_chats(root / path, on_bad_row=config.on_bad_row)
         parts = by_content([chat.messages for chat in read.chats], json.dumps, config.held_out)
         places = {json.dumps(chat.messages): chat.place for chat in read.chats}
         sources.append(Source("conversations", *parts, places, read.skipped))
     return sources
+
+
+def solved_texts(task: Task, seed: int) -> list[str]:
+    """Documents of up to eight solved training records each, of one group, as they stand before a prompt's query.
+
+    Every record is in four of them, each time among others, so that it is the task that has to be read off the rest.
+    """
+    groups: dict[str, list[str]] = {}
+    for record in task.splits["train"]:
+        name = record[task.group_field] if task.group_field else ""
+        groups.setdefault(name, []).append(task.query(record) + task.target(record))
+    texts = []
+    for number in range(_TIMES):
+        for name, lines in groups.items():
+            mixed = random.Random(f"{seed}/{number}/{name}").sample(lines, len(lines))
+            texts += [task.template.separator.join(mixed[i : i + _SHOWN]) for i in range(0, len(mixed), _SHOWN)]
+    return list(dict.fromkeys(texts))
 
 
 def hold_out(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:

@@ -75,8 +75,8 @@ class Engine:
     def keep(self, start: Sequence[int], adapter: str = "") -> str:
         """Runs what many prompts begin with once, and says by what name requests ask with the rest of their prompts.
 
-        Raises UserError where that cannot be: in a model with virtual tokens in some layers alone, or with longrope,
-        which turns a short text otherwise than the beginning of a long one; for a start that is empty or leaves no room.
+        Raises UserError for a start that is empty or leaves no room, and where that cannot be: in a model with virtual
+        tokens in some layers alone, or with longrope, which turns a short text otherwise than a long one's beginning.
         """
         params = self._model(adapter)
         check_room(self.config, len(start), 1, prefix_length(params))
@@ -225,8 +225,8 @@ class Engine:
         `after` is how many tokens follow each prompt. Where nothing is shared the model is as it is, the start empty.
         """
         for adapter in dict.fromkeys(request.adapter for request in requests):
-            params, own = self._model(adapter), [i for i, request in enumerate(requests) if request.adapter == adapter]
-            limit = longest_short(self.config)
+            params, limit = self._model(adapter), longest_short(self.config)
+            own = [i for i, request in enumerate(requests) if request.adapter == adapter]
             ends = {i: self.prefix(adapter) + len(requests[i].prompt) + after[i] for i in own}
             may = [i for i in own if limit is None or ends[i] <= limit]
             may = may if self.share and everywhere(self.config, params) else []

@@ -9,9 +9,10 @@ import pytest
 from limbeck.evaluation.report import load_report
 from limbeck.experiments.cli import main
 from limbeck.experiments.pretraining_config import PretrainingConfig
-from limbeck.experiments.text_sources import hold_out
+from limbeck.experiments.text_sources import hold_out, solved_texts
 from limbeck.model.errors import UserError
 from limbeck.model.pretrained import load_pretrained
+from limbeck.tasks.task import Task, Template
 from limbeck.train.adapters import fold_lora
 from limbeck.train.config import FitConfig
 from limbeck.train.peft_format import load_adapter
@@ -125,3 +126,16 @@ def test_a_foundation_goes_on_with_chats_and_adapters(texts, tmp_path, capsys):
         assert main(["generate", model[0], *asked, *model[1:]]) == 0
         said.append(capsys.readouterr().out)
     assert len(set(said)) == 1
+
+
+def test_solved_records_stand_in_rows_of_one_group_and_none_of_the_test_split():
+    rows = [{"id": str(n), "input": f"میوه {n}", "output": str(n), "kind": "ab"[n % 2]} for n in range(41)]
+    train, test = tuple(rows[:39]), tuple(rows[39:])
+    task = Task("t", {"train": train, "test": test}, Template(), None, group_field="kind")
+    texts = solved_texts(task, seed=3)
+    shown = [line for text in texts for line in text.split("\n")]
+    assert sorted(shown) == sorted(4 * [f"{row['input']}: {row['output']}" for row in train])
+    for text in texts:
+        numbers = [int(line.split(": ")[1]) for line in text.split("\n")]
+        assert len(numbers) <= 8 and len({number % 2 for number in numbers}) == 1
+    assert texts == solved_texts(task, seed=3) != solved_texts(task, seed=4)
