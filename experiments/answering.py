@@ -36,7 +36,8 @@ from limbeck.train.row_cache import cached, rows_key
 from limbeck.train.validation import mean_loss
 
 _TIMED = 40  # requests whose latency is measured, one at a time
-_TOGETHER = 256  # and whose answers are timed in bulk
+_TOGETHER = 256  # and whose answers are timed in bulk, so often
+_TURNS = 7
 
 
 class Setting(NamedTuple):
@@ -167,7 +168,7 @@ def _asked(at: Setting, start: Start, params: Params) -> dict[str, Any]:
     return {
         "prompt_tokens": asked,
         "latency_ms_p50": latency_ms,
-        "per_second": 1e3 * len(together) / median_ms(lambda _: answers(at, start, params, together), [None]),
+        "per_second": 1e3 * len(together) / median_ms(lambda _: answers(at, start, params, together), [None] * _TURNS),
         "joules_per_prediction": None if meter.joules is None else meter.joules / (2 * len(first)),
         "flops_per_request": forward_flops(start.config, params, tokens, tokens / 2),
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from limbeck.inference.requests import GenerateRequest, ScoreRequest
 
-SCHEMA = 1  # raise it when the same request would be answered differently by newer code
+SCHEMA = 2  # raise it when the same request would be answered differently by newer code
 
 
 def prediction_key(
