@@ -1,9 +1,16 @@
 from typing import Any
 
+import jax
 import pytest
 
-from limbeck.evaluation.measure import all_metrics
+from limbeck.evaluation.measure import all_metrics, measure
+from limbeck.inference.engine import Engine
+from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
+from limbeck.model.flops import forward_flops
+from limbeck.model.tokenizer import byte_tokenizer
+from limbeck.model.transformer import init
+from limbeck.prompting.config import PromptConfig
 from limbeck.tasks.metrics import METRICS
 from limbeck.tasks.task import KINDS, Task, Template
 
@@ -39,3 +46,28 @@ def test_every_metric_of_the_kind_is_there_and_the_task_s_own_comes_first(kind):
 def test_no_records_have_no_metrics():
     with pytest.raises(UserError, match="0 records"):
         all_metrics(task_of("regression"), [], [])
+
+
+ROWS = [{"id": f"{n}", "input": f"میوه {n}", "output": ("sour", "sweet")[n % 2]} for n in range(24)]
+TASK = Task("fruit", {"train": tuple(ROWS[:12]), "test": tuple(ROWS[12:])}, Template(), ("sour", "sweet"))
+CONFIG = ModelConfig(
+    byte_tokenizer().vocab_size, width=16, depth=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, max_len=256
+)
+
+
+def test_examples_that_all_prompts_begin_with_have_a_price_of_their_own():
+    engine = Engine(CONFIG, init(CONFIG, jax.random.key(0)), byte_tokenizer(), batch_size=4)
+    test = TASK.splits["test"]
+    fixed, said = measure(TASK, engine, test, PromptConfig(shots=4, pick="fixed"))
+    # A prompt's own tokens are the query; the options run behind it, each but for its last token.
+    start = len(said.asked[0].prompt_ids) - len(byte_tokenizer().encode(TASK.query(test[0])))
+    rest = fixed["prompt_tokens"] - start + sum(len(f" {option}\n") - 1 for option in ("sour", "sweet"))
+    total = start + rest
+    assert fixed["flops_per_request"] == pytest.approx(forward_flops(CONFIG, engine.params, total, total / 2))
+    kept = fixed["flops_per_request_prefix"]
+    assert fixed["latency_ms_prefix"] > 0 and kept < 0.5 * fixed["flops_per_request"]
+    # All queries begin alike, so a few tokens more than the examples are kept.
+    least, most = (forward_flops(CONFIG, engine.params, left, total) for left in (rest - 12, rest))
+    assert least < kept <= most
+    drawn, _ = measure(TASK, engine, test, PromptConfig(shots=4))
+    assert not {"latency_ms_prefix", "flops_per_request_prefix"} & drawn.keys()
