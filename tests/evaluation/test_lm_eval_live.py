@@ -5,15 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
+from tiny_llama import instance, saved
 
 from limbeck.inference.engine import Engine
-from limbeck.model.config import ModelConfig
 from limbeck.model.pretrained import load_pretrained, save_pretrained
 from limbeck.model.tokenizer import Tokenizer, load_tokenizer, train_bpe
-from limbeck.model.transformer import init
 
 pytestmark = [pytest.mark.bench, pytest.mark.filterwarnings("ignore")]  # what the other adapter warns of is not ours
 WORDS = "plum: drupe\npear: pome\nlemon: hesperidium\nگلابی: سیب‌گونه\nthe quick brown fox jumps over the lazy dog. "
@@ -31,21 +29,7 @@ def other_libraries() -> None:
 
 def save(folder: Path, tokenizer: Tokenizer, seed: int) -> Path:
     """A small Llama with the weights of a seed; as spread out as they are, its greedy choices are no near ties."""
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        width=32,
-        depth=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        mlp_dim=48,
-        max_len=64,
-        tied_embedding=False,
-        family="llama",
-    )
-    params = {path: 2 * leaf for path, leaf in init(config, jax.random.key(seed)).items()}
-    save_pretrained(folder, config, params, tokenizer)
-    return folder
+    return saved(folder, tokenizer, seed, spread=2, num_heads=4, num_kv_heads=2, mlp_dim=48, max_len=64)
 
 
 def both(folder: Path, batch_size: int) -> tuple[Any, Any]:
@@ -60,8 +44,7 @@ def both(folder: Path, batch_size: int) -> tuple[Any, Any]:
 
 
 def instances(kind: str, cases: list[tuple[Any, ...]]) -> list[Any]:
-    instance: Any = pytest.importorskip("lm_eval.api.instance").Instance
-    return [instance(kind, {}, copy.deepcopy(case), 0) for case in cases]
+    return [instance(kind, *copy.deepcopy(case)) for case in cases]
 
 
 def assert_alike(ours: Any, theirs: Any, kind: str, cases: list[tuple[Any, ...]]) -> list[Any]:
