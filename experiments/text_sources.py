@@ -11,7 +11,7 @@ from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.rundir import cache_folder
 from limbeck.model.tokenizer import Tokenizer
 from limbeck.tasks.sources import load_task
-from limbeck.tasks.task import Task
+from limbeck.tasks.task import Record, Task
 from limbeck.tasks.texts import read_chats, read_texts
 from limbeck.train.data import Rows, pack
 from limbeck.train.examples import chunked, conversations, documents
@@ -50,9 +50,11 @@ def read_sources(config: PretrainingConfig) -> list[Source]:
     for path, description in config.solved:
         described = json.loads(description) if description else None
         task = load_task(root / path, description=described, on_bad_row=config.on_bad_row)
-        texts = solved_texts(task, config.seed)
-        places = {text: f"solved records of {path}" for text in texts}
-        sources.append(Source("documents", *hold_out(texts, config.held_out), places, task.skipped))
+        # Held out are records, not documents: what one holds would else stand in others too.
+        parts = by_content(task.splits["train"], task.query, config.held_out)
+        training, held_out = (solved_texts(task, records, config.seed) for records in parts)
+        places = {text: f"solved records of {path}" for text in (*training, *held_out)}
+        sources.append(Source("documents", training, held_out, places, task.skipped))
     for path in config.chats:
         read = read_chats(root / path, on_bad_row=config.on_bad_row)
         parts = by_content([chat.messages for chat in read.chats], json.dumps, config.held_out)
@@ -61,13 +63,13 @@ def read_sources(config: PretrainingConfig) -> list[Source]:
     return sources
 
 
-def solved_texts(task: Task, seed: int) -> list[str]:
-    """Documents of up to eight solved training records each, of one group, as they stand before a prompt's query.
+def solved_texts(task: Task, records: Sequence[Record], seed: int) -> list[str]:
+    """Documents of up to eight solved records each, of one group, as they stand before a prompt's query.
 
     Every record is in four of them, each time among others, so that it is the task that has to be read off the rest.
     """
     groups: dict[str, list[str]] = {}
-    for record in task.splits["train"]:
+    for record in records:
         name = record[task.group_field] if task.group_field else ""
         groups.setdefault(name, []).append(task.query(record) + task.target(record))
     texts = []

@@ -9,9 +9,10 @@ import pytest
 from limbeck.evaluation.report import load_report
 from limbeck.experiments.cli import main
 from limbeck.experiments.pretraining_config import PretrainingConfig
-from limbeck.experiments.text_sources import hold_out, solved_texts
+from limbeck.experiments.text_sources import hold_out, read_sources, solved_texts
 from limbeck.model.errors import UserError
 from limbeck.model.pretrained import load_pretrained
+from limbeck.tasks.sources import load_task
 from limbeck.tasks.task import Task, Template
 from limbeck.train.adapters import fold_lora
 from limbeck.train.config import FitConfig
@@ -128,14 +129,25 @@ def test_a_foundation_goes_on_with_chats_and_adapters(texts, tmp_path, capsys):
     assert len(set(said)) == 1
 
 
-def test_solved_records_stand_in_rows_of_one_group_and_none_of_the_test_split():
+def test_solved_records_stand_in_rows_of_one_group():
     rows = [{"id": str(n), "input": f"میوه {n}", "output": str(n), "kind": "ab"[n % 2]} for n in range(41)]
     train, test = tuple(rows[:39]), tuple(rows[39:])
     task = Task("t", {"train": train, "test": test}, Template(), None, group_field="kind")
-    texts = solved_texts(task, seed=3)
+    texts = solved_texts(task, train, seed=3)
     shown = [line for text in texts for line in text.split("\n")]
     assert sorted(shown) == sorted(4 * [f"{row['input']}: {row['output']}" for row in train])
     for text in texts:
         numbers = [int(line.split(": ")[1]) for line in text.split("\n")]
         assert len(numbers) <= 8 and len({number % 2 for number in numbers}) == 1
-    assert texts == solved_texts(task, seed=3) != solved_texts(task, seed=4)
+    assert texts == solved_texts(task, train, seed=3) != solved_texts(task, train, seed=4)
+
+
+def test_solved_records_that_are_held_out_stand_in_no_document_to_train_on(tmp_path):
+    rows = [{"input": f"a{n}", "output": f"{n}!"} for n in range(200)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    config = PretrainingConfig(FitConfig(1), solved=(("t.jsonl", ""),), root=str(tmp_path), held_out=0.2)
+    [source] = read_sources(config)
+    training, held_out = ({line for text in part for line in text.split("\n")} for part in source[1:3])
+    assert len(training) > 100 and len(held_out) > 15 and not training & held_out
+    test = {f"{record['input']}: {record['output']}" for record in load_task(tmp_path / "t.jsonl").splits["test"]}
+    assert test and not (training | held_out) & test
