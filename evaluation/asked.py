@@ -13,6 +13,7 @@ from rich.text import Text
 from limbeck.evaluation.quantities import one_line
 from limbeck.model.errors import UserError, nearest
 from limbeck.model.files import write_atomic
+from limbeck.tasks.label_metrics import normalise
 
 _FOLDER = "asked"
 
@@ -59,7 +60,7 @@ def record_view(run: str | Path, record: str) -> RenderableType:
         cells = (
             method,
             one_line(row["answer"], 60),
-            "right" if row["answer"] == row["right"] else "wrong",
+            "right" if normalise(row["answer"]) == normalise(row["right"]) else "wrong",
             ", ".join(row.get("shown", ())),
             ", ".join(f"{one_line(text)} {score:.2f}" for score, text in options),
             row.get("prompt_sha256", "")[:12],

@@ -90,8 +90,9 @@ def cheapest(costs: Mapping[str, tuple[float, float]]) -> list[tuple[float, str]
 def advice(rows: Sequence[Mapping[str, Any]], metric: str, unit: str = "seconds") -> str:
     """One sentence: which of the methods that are as good as the best costs least, by the number of requests.
 
-    A row's `difference` is its paired difference from the best one {"ci95": [low, high]}: as good is what the test
-    records cannot tell from the best. Empty where nothing was measured.
+    A row's `difference` is its paired difference from the best one {"ci95": [low, high]}, by what each record is worth
+    (of a correlation its squared error): as good is what the test records cannot tell from the best, or find better.
+    Empty where nothing was measured.
     """
     scored = {row["method"]: score for row in rows if (score := score_of(dict(row), metric)) is not None}
     if not scored:
@@ -120,7 +121,7 @@ def advice(rows: Sequence[Mapping[str, Any]], metric: str, unit: str = "seconds"
 
 def _as_good(row: Mapping[str, Any]) -> bool:
     difference = row.get("difference")
-    return difference is not None and difference["ci95"][0] <= 0 <= difference["ci95"][1]
+    return difference is not None and difference["ci95"][1] >= 0
 
 
 def _costs(rows: Sequence[Mapping[str, Any]], unit: str) -> dict[str, tuple[float, float]]:

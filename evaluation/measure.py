@@ -62,7 +62,7 @@ def measure(
     predictions = predict(task, engine, records, prompt)
     answers = [task.answer(record) for record in records]
     single = Engine(engine.config, engine.params, engine.tokenizer, batch_size=1)
-    requests, _ = make_requests(task, single, records[:_TIMED], prompt)
+    requests, _ = make_requests(task, engine, records[:_TIMED], prompt)  # which embeds many examples together
     timed = [_draws(request, prompt.samples) for request in requests]
     with Meter() as meter:
         latency = median_ms(lambda asked: [serve(single, request) for request in asked], timed)

@@ -20,32 +20,34 @@ from limbeck.evaluation.measure import measure
 from limbeck.evaluation.paired import paired_difference
 from limbeck.evaluation.report import terminal_table, write_report
 from limbeck.experiments.adaptation_config import AdaptationConfig
-from limbeck.experiments.answering import Setting, answerable, setting
+from limbeck.experiments.answering import Setting, answerable, rows_of, setting
 from limbeck.experiments.distillation import taught_students, teacher_of
 from limbeck.experiments.machine import provenance
 from limbeck.experiments.rundir import stage
 from limbeck.experiments.start import begin
+from limbeck.experiments.teaching import check_written
 from limbeck.experiments.tuning import Tuned, tuned
 from limbeck.inference.engine import Engine
-from limbeck.model.errors import UserError
+from limbeck.model.errors import UserError, one_of
 from limbeck.model.flops import forward_flops
 from limbeck.model.pretrained import load_pretrained
 from limbeck.prompting.config import PromptConfig
-from limbeck.prompting.predict import predict
+from limbeck.prompting.predict import answer_tokens, predict
 from limbeck.prompting.prompts import scored
 from limbeck.prompting.proposals import proposer
 from limbeck.prompting.search import candidates, search, showable
 from limbeck.prompting.sensitivity import spread, variants
 from limbeck.prompting.tries import Measured
 from limbeck.tasks.metrics import METRICS
+from limbeck.tasks.number_metrics import number
 from limbeck.tasks.task import Record, Task
 from limbeck.train.config import FitConfig
+from limbeck.train.methods import METHODS
 
 _SEARCHED = "searched_prompt"
+_VIRTUAL = ("prompt", "p_tuning", "prefix")  # ways of tuning with virtual tokens before every text
 # By what one record's answer is worth something, of metrics that are no mean over records.
-_CORPUS = {"pearson": "mse", "spearman": "mse"} | dict.fromkeys(
-    ("macro_f1", "matthews", "micro_f1", "label_macro_f1"), "accuracy"
-)
+_CORPUS: dict[str, str] = dict.fromkeys(("macro_f1", "matthews", "micro_f1", "label_macro_f1"), "accuracy")
 
 
 def run(config: AdaptationConfig, rundir: Path) -> int:
@@ -54,7 +56,6 @@ def run(config: AdaptationConfig, rundir: Path) -> int:
     task = at.task
     prompts = {name: _named(task, each) for name, each in config.prompts(scored(task, config.prompt)).items()}
     rows, answers, curves, engines = {}, {}, {}, {"base": engine}
-    facts: list[list[str]] = []
     found: dict[str, Any] = {}
     if config.search.candidates:
         most = prompts[next(name for name in ("few_shot", "one_shot", "zero_shot") if name in prompts)]
@@ -66,17 +67,18 @@ def run(config: AdaptationConfig, rundir: Path) -> int:
         rows[name], answers[name] = {**done["row"], **spent, "params_trainable": 0}, done["answers"]
     if found:
         rows[_SEARCHED] |= {"train_seconds": found["seconds"], "train_flops": found["flops"]}
-        facts = _about_search(found, rows[_SEARCHED], task)
     for way in config.ways:
         folder = _made(rundir / way)
-        done = tuned(dataclasses.replace(at.config, tuning=way), folder)
+        done = tuned(dataclasses.replace(at.config, tuning=way), folder, task=task)
         rows[way], answers[way], curves[way] = _trained(done, at.config.fit), done.answers, done.training["curve"]
         if not at.head:
             engines[way] = _engine(folder)
+    seconds = sum(row["train_seconds"] for row in rows.values())
     if config.students:
         for name, folder, done in _students(config, at, rundir):
             fit = config.student_fit or at.config.fit
             rows[name], answers[name], curves[name] = _trained(done, fit), done.answers, done.training["curve"]
+            seconds += done.row["train_seconds"]
             for cost in ("train_seconds", "train_flops"):
                 rows[name][cost] += rows[config.ways[-1]][cost]  # a student's way begins with its teacher's
             if not at.head:
@@ -93,7 +95,7 @@ def run(config: AdaptationConfig, rundir: Path) -> int:
             row["difference"] = {"value": found_N.value, "ci95": list(found_N.ci95), "n": found_N.n}
     probes = stage(rundir, "bias", partial(_probed, engines))
     for name, row in rows.items():
-        row["stereotyped"] = probes["stereotyped"].get(name if name in engines else "base")
+        row["stereotyped"] = probes["stereotyped"].get("base" if name in prompts else name)  # a head writes nothing
     table = [{"method": name, **row} for name, row in rows.items()]
     words = advice(table, task.metric)
     cheap, tuned_ways = _best({name: rows[name] for name in prompts}, task), list(config.ways)
@@ -102,9 +104,9 @@ def run(config: AdaptationConfig, rundir: Path) -> int:
     data = {
         "title": f"Limbeck: {task.name}, adapted in {len(rows)} ways",
         **provenance(rundir, at.config.seed),
-        "seconds": sum(row["train_seconds"] for row in rows.values()),
+        "seconds": seconds,
         "task": {"name": task.name, "train": len(task.splits["train"]), "test": len(task.splits["test"])},
-        "facts": [["advice", words], *facts],
+        "facts": [["advice", words], *(_about_search(found, float(np.mean(worth[_SEARCHED]))) if found else [])],
         "metric": task.metric,
         "rows": table + stage(rundir, "baselines", lambda: baselines(task)),
         "break_even": break_even_table(table, pairs),
@@ -121,12 +123,22 @@ def run(config: AdaptationConfig, rundir: Path) -> int:
 
 def _begin(config: AdaptationConfig, rundir: Path) -> tuple[Setting, Engine, list[str]]:
     common = config.tuning
+    for way in config.ways:
+        one_of("way of tuning", way, METHODS)
     at = setting(common, rundir)
+    if config.students:
+        check_written(config.teaching, at)
     queries = [at.task.query(record) for record in at.task.splits["train"]]
     base = begin(
         common.model, rundir, queries, vocab_size=common.vocab_size, max_len=common.max_len, seed=common.seed
     )
-    at, too_long = answerable(at, base)
+    virtual = common.method.length if any(way in _VIRTUAL for way in config.ways) else 0
+    new_tokens = max(answer_tokens(at.task, base.tokenizer, prompt) for prompt in (PromptConfig(), config.prompt))
+    at, too_long = answerable(at, base, virtual + new_tokens)  # every way answers the same records
+    fits = [*([common.fit] if config.ways else []), *([config.student_fit] if config.students else [])]
+    for fit in filter(None, fits):  # a record that is too long for a row stops here, before hours of prompting
+        for split in ("train", "validation"):
+            rows_of(at._replace(config=dataclasses.replace(common, fit=fit)), split, base)
     return at, Engine(base.config, base.params, base.tokenizer), too_long
 
 
@@ -156,6 +168,11 @@ def _named(task: Task, prompt: PromptConfig) -> PromptConfig:
     if prompt.pick != "fixed" or prompt.examples or not prompt.shots or task.group_field:
         return prompt
     ids = showable(task, prompt)
+    if len(ids) < prompt.shots:
+        raise UserError(
+            f"{prompt.shots} shots: {len(ids)} training records have queries of their own, that stand in no other "
+            "split; ask for that many at most"
+        )
     random.Random(prompt.seed).shuffle(ids)
     return dataclasses.replace(prompt, examples=tuple(ids[: prompt.shots]))
 
@@ -188,13 +205,13 @@ def _searched(config: AdaptationConfig, at: Setting, engine: Engine, prompt: Pro
     }
 
 
-def _about_search(found: Mapping[str, Any], row: Mapping[str, Any], task: Task) -> list[list[str]]:
+def _about_search(found: Mapping[str, Any], test: float) -> list[list[str]]:
+    """What was found, and by how much; `test` is the mean worth of its answers to the test split."""
     changed = [
         f"{name} {value!r}"
         for name, value in found["prompt"].items()
         if _tuples(value) != getattr(PromptConfig(), name)
     ]
-    test = row["metrics"][_CORPUS.get(task.metric, task.metric)]["value"]
     return [
         ["searched prompt", ", ".join(changed) or "the one that it began with"],
         [
@@ -235,7 +252,17 @@ def _best(rows: Mapping[str, Mapping[str, Any]], task: Task) -> str:
 
 
 def _worth(task: Task, said: Sequence[str], records: Sequence[Record]) -> list[float]:
-    """What each record's answer is worth; more is better."""
+    """What each record's answer is worth; more is better.
+
+    Of a number it is the squared error, negative; what is no number is as far off as the training split has answers.
+    """
+    if task.kind == "regression":
+        seen = [task.number(record) for record in task.splits["train"]]
+        low, high, rights = min(seen), max(seen), [task.number(record) for record in records]
+        worst = [max(abs(right - low), abs(right - high), 1.0) for right in rights]
+        read = [number(answer) for answer in said]
+        triples = zip(read, rights, worst, strict=True)
+        return [-((most if told is None else told - right) ** 2) for told, right, most in triples]
     metric = METRICS[_CORPUS.get(task.metric, task.metric)]
     sign = 1 if metric.higher_is_better else -1
     pairs = zip(said, records, strict=True)

@@ -57,7 +57,8 @@ class AdaptationConfig:
         """The prompts by name; `scored` says whether options are compared, which alone can be calibrated."""
         found = {}
         for shots in self.shots:
-            name = {0: "zero_shot", 1: "one_shot", max(self.shots): "few_shot"}.get(shots, f"{shots}_shot")
+            most = "few_shot" if shots == max(self.shots) else f"{shots}_shot"
+            name = {0: "zero_shot", 1: "one_shot"}.get(shots, most)
             found[name] = dataclasses.replace(self.prompt, shots=shots)
             if scored and self.calibration != "none":
                 found[f"{name}_calibrated"] = dataclasses.replace(found[name], calibration=self.calibration)

@@ -49,10 +49,11 @@ class Setting(NamedTuple):
     head: bool
 
 
-def setting(config: TuningConfig, rundir: Path) -> Setting:
-    """Loads the task that a config names."""
-    described = json.loads(config.description) if config.description else None
-    task = _validated(load_task(config.task, description=described, on_bad_row=config.on_bad_row), config.held_out)
+def setting(config: TuningConfig, rundir: Path, task: Task | None = None) -> Setting:
+    """Loads the task that a config names, if it is not given."""
+    if task is None:
+        described = json.loads(config.description) if config.description else None
+        task = _validated(load_task(config.task, description=described, on_bad_row=config.on_bad_row), config.held_out)
     return Setting(config, rundir, task, config.head and task.kind != "generation")
 
 
@@ -87,13 +88,15 @@ def loss_of(at: Setting, model: ModelConfig) -> LossFn:
     return token_loss(model, smoothing=at.config.smoothing)
 
 
-def answerable(at: Setting, start: Start) -> tuple[Setting, list[str]]:
+def answerable(at: Setting, start: Start, spare: int = 0) -> tuple[Setting, list[str]]:
     """The setting without the validation and test records that are too long for the model, and a line for each.
 
+    `spare` positions of it are left for what stands before and after a record.
     Raises UserError for the first of them unless they may be left out.
     """
     task, on_bad_row = at.task, at.config.on_bad_row
-    room = start.config.max_len - prefix_length(start.params)
+    room = start.config.max_len - prefix_length(start.params) - spare
+    beside = f" beside {spare} for virtual tokens and the answer" if spare else ""
     splits, left_out = dict(task.splits), []
     for split in ("validation", "test"):
         lengths = [len(start.tokenizer.prompt(task.query(record))) for record in task.splits[split]]
@@ -102,7 +105,7 @@ def answerable(at: Setting, start: Start) -> tuple[Setting, list[str]]:
             if length <= room:
                 kept.append(record)
                 continue
-            left_out.append(f"{task.place(record)}: {length} tokens, and the model has {room} positions")
+            left_out.append(f"{task.place(record)}: {length} tokens, and the model has {room} positions{beside}")
             if on_bad_row == "error":
                 raise UserError(f'{left_out[-1]}: shorten it, or leave it out with on_bad_row="skip"')
         splits[split] = tuple(kept)

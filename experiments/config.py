@@ -198,7 +198,9 @@ def _parse(config: Any, words: list[str]) -> Any:
 
     # What tyro prints is a box of several lines; its exit alone says that a word is wrong.
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        return tyro.cli(type(config), default=config, args=words, config=(tyro.conf.FlagConversionOff,))
+        # Without subcommands a part that may be None has its fields where there is one.
+        flags = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+        return tyro.cli(type(config), default=config, args=words, config=flags)
 
 
 def _parses(config: Any, words: list[str]) -> bool:

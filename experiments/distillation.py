@@ -70,7 +70,7 @@ def taught_students(
     some = partial(first_rows, stream, common.fit.batch_size)
     for name, model, folder, is_taught in _students(teaching, teachers[0], some, at.rundir, common.seed):
         taught = taught_by(teachers, teaching, common.fit, folder, common.seed, at) if is_taught else None
-        yield name, folder, is_taught, tuned(dataclasses.replace(common, model=model), folder, taught)
+        yield name, folder, is_taught, tuned(dataclasses.replace(common, model=model), folder, taught, at.task)
 
 
 def run_on_text(config: TextDistillationConfig, rundir: Path) -> int:

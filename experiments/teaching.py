@@ -157,12 +157,17 @@ def task_rows(
     return [pack(examples, fit.length, on_bad_row)]
 
 
-def _written(config: TeachingConfig, at: Setting, teacher: Start, seed: int) -> Sequence[Record]:
-    """The training records, with what the teacher is to write: answers to them, queries of its own, reasons."""
-    task, records = at.task, at.task.splits["train"]
+def check_written(config: TeachingConfig, at: Setting) -> None:
+    """Raises UserError where a teacher is to write and a head answers."""
     asked = {name: getattr(config, name) for name in ("own", "written", "transfer_tokens", "rationales")}
     if at.head and (named := [f"{name}={value}" for name, value in asked.items() if value]):
         raise UserError(f"{named[0]} is of tasks that are answered in text: set head=False")
+
+
+def _written(config: TeachingConfig, at: Setting, teacher: Start, seed: int) -> Sequence[Record]:
+    """The training records, with what the teacher is to write: answers to them, queries of its own, reasons."""
+    task, records = at.task, at.task.splits["train"]
+    check_written(config, at)
     engine = Engine(teacher.config, teacher.params, teacher.tokenizer)
     if config.written == 1:
         records = stage(at.rundir, "written", lambda: answered(task, engine, records))

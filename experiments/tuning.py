@@ -66,12 +66,13 @@ def run(config: TuningConfig, rundir: Path) -> int:
     return 0
 
 
-def tuned(config: TuningConfig, rundir: Path, taught: Taught | None = None) -> Tuned:
+def tuned(config: TuningConfig, rundir: Path, taught: Taught | None = None, task: Task | None = None) -> Tuned:
     """Loads, tunes, saves `model/` and what was added to it, answers the test split.
 
-    With a teacher `taught` says what is learned of it, from which rows.
+    With a teacher `taught` says what is learned of it, from which rows. `task` is the config's own where the caller
+    has it, less the records that are too long for what it is compared with.
     """
-    at = setting(config, rundir)
+    at = setting(config, rundir, task)
     start = start_of(at, config.model)
     plain_loss = loss_fn = loss_of(at, start.config)
     rows = rows_of(at, "train", start)

@@ -43,6 +43,13 @@ def test_it_is_shown_with_answers_scores_and_the_very_prompt(run, capsys):
     assert main(["report", str(run), "--record", "test/0"]) == 0 and "train/8" in capsys.readouterr().out
 
 
+def test_an_answer_is_right_where_the_metric_says_so(tmp_path):
+    write_asked(tmp_path, "full", [{"id": "1", "answer": "cafe\u0301 ", "right": "caf\u00e9"}])
+    out = Console(file=io.StringIO(), width=150)
+    out.print(record_view(tmp_path, "1"))
+    assert "wrong" not in out.file.getvalue()  # type: ignore[union-attr]
+
+
 def test_what_is_not_there_is_one_line(run, tmp_path):
     with pytest.raises(UserError, match=r"no record 'test/9': ids such as test/0, test/1, test/2; did you mean"):
         read_asked(run, "test/9")

@@ -123,5 +123,8 @@ def test_advice_is_about_methods_as_good_as_the_best():
     assert advice([{"method": "commonest"}], "accuracy") == ""
     unpriced = {"method": "a", "metrics": rows[0]["metrics"]}
     assert advice([unpriced], "accuracy") == "Take the best (a, accuracy 0.94): what it costs was not measured."
+    # By a metric that is no mean over records, such as macro F1, another one may be better record by record.
+    better = measured("few_shot", 0.94, (0.01, 0.03), 0, 10.0)
+    assert advice([better, rows[2]], "accuracy").startswith("Of the 2 methods")
     lower = [{**each, "metrics": {"mse": each["metrics"]["accuracy"]}} for each in rows]
     assert "the best (zero_shot, mse 0.6)" in advice(lower, "mse")

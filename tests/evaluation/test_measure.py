@@ -71,3 +71,11 @@ def test_examples_that_all_prompts_begin_with_have_a_price_of_their_own():
     assert least < kept <= most
     drawn, _ = measure(TASK, engine, test, PromptConfig(shots=4))
     assert not {"latency_ms_prefix", "flops_per_request_prefix"} & drawn.keys()
+
+
+def test_the_pool_of_similar_examples_is_embedded_in_batches(monkeypatch):
+    engine = Engine(CONFIG, init(CONFIG, jax.random.key(0)), byte_tokenizer(), batch_size=4)
+    sizes, embed = [], Engine.embed
+    monkeypatch.setattr(Engine, "embed", lambda self, texts: (sizes.append(self.batch_size), embed(self, texts))[1])
+    measure(TASK, engine, TASK.splits["test"][:3], PromptConfig(shots=1, pick="nearest"))
+    assert set(sizes) == {4}

@@ -1,6 +1,8 @@
 """One command adapts a model in every way, on the same records, into one table with an advice."""
 
 import json
+import re
+from pathlib import Path
 
 import jax
 import pytest
@@ -9,6 +11,7 @@ from limbeck.evaluation.asked import read_asked
 from limbeck.evaluation.report import load_report
 from limbeck.experiments.adaptation_config import AdaptationConfig
 from limbeck.experiments.cli import main
+from limbeck.experiments.rundir import stage
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
@@ -22,18 +25,31 @@ COLOURS = ("red", "blue", "green", "سرخ")
 ROWS = [{"text": f"{COLOURS[n % 4]} {n}", "label": "odd" if n % 2 else "even"} for n in range(80)]
 
 
+TOKENIZER = train_bpe([row["text"] for row in ROWS], 300)
+BRIEF = ["--fit.steps", "2", "--fit.batch-size", "4", "--fit.length", "48", "--tuning.fit.evaluate-every", "2"]
+
+
+def written(folder: Path, train: list[dict], test: list[dict]) -> str:
+    for split, rows in (("train", train), ("test", test)):
+        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    config = ModelConfig(TOKENIZER.vocab_size, 32, 2, 4, 2, 8, 64, 128)
+    save_pretrained(folder, config, init(config, jax.random.key(0)), TOKENIZER)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, model):
     """The folder of a run with very little of everything."""
-    data, model, folder = (tmp_path_factory.mktemp(name) for name in ("data", "model", "run"))
-    for split, rows in (("train", ROWS[:60]), ("test", ROWS[60:])):
-        (data / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    tokenizer = train_bpe([row["text"] for row in ROWS], 300)
-    config = ModelConfig(tokenizer.vocab_size, 32, 2, 4, 2, 8, 64, 128)
-    save_pretrained(model, config, init(config, jax.random.key(0)), tokenizer)
-    words = ["run", "adapt", "--workdir", str(folder), "--task", str(data), "--model", str(model), "--ways", "lora"]
-    words += ["full", "--shots", "0", "2", "--variants", "2", "--candidates", "3", "--passes", "2", "--shares", "0.5"]
-    words += ["--fit.steps", "2", "--fit.batch-size", "4", "--fit.length", "48", "--evaluate-every", "2"]
+    data, folder = (tmp_path_factory.mktemp(name) for name in ("data", "run"))
+    words = ["run", "adapt", "--workdir", str(folder), "--task", written(data, ROWS[:60], ROWS[60:]), "--model", model]
+    words += ["--ways", "lora", "full", "--shots", "0", "2", "--variants", "2", "--candidates", "3", "--passes", "2"]
+    words += ["--shares", "0.5", *BRIEF, "--student-fit.steps", "2", "--student-fit.evaluate-every", "2"]
     assert main([*words, "--transfer-tokens", "0"]) == 0
     return folder
 
@@ -57,6 +73,8 @@ def test_every_way_is_a_row_measured_on_the_same_records(run):
     assert rows["few_shot"]["prompt_tokens"] > rows["zero_shot"]["prompt_tokens"]
     assert rows["zero_shot"]["spread"]["n"] == 2
     assert rows["distilled_0.5"]["train_flops"] > rows["full"]["train_flops"]  # it began with its teacher's
+    spent = sum(rows[name]["train_seconds"] for name in ways) - rows["full"]["train_seconds"]  # once, not twice
+    assert report["seconds"] == pytest.approx(spent)
     assert rows["distilled_0.5"]["params_total"] <= 0.5 * rows["full"]["params_total"]
 
 
@@ -92,6 +110,57 @@ def test_what_was_done_is_not_done_again(run, monkeypatch):
     assert load_report(run)["rows"] == before
 
 
+def test_numbers_are_asked_for_by_prompts_alone_and_fewer_errors_are_more(tmp_path, model):
+    rows = [{"text": row["text"], "score": n / 2 - 5 if n < 30 else 0.0} for n, row in enumerate(ROWS)]
+    words = ["run", "adapt", "--workdir", str(tmp_path / "run"), "--task", written(tmp_path, rows[:30], rows[30:33])]
+    words += ["--model", model, "--shots", "0", "--ways", "--students", "False", "--variants", "1"]
+    assert main([*words, "--candidates", "2", "--passes", "2"]) == 0
+    report = load_report(tmp_path / "run")
+    table = {row["method"]: row for row in report["rows"]}
+    assert {"zero_shot", "searched_prompt"} <= table.keys() and "few_shot" not in table
+    found, facts = stage(tmp_path / "run", "search", dict), dict(report["facts"])["search"]
+    told = re.search(r"on validation (\S+) .* on test (\S+): validation flattered it by (\S+)", facts)
+    assert told is not None
+    validation, test, by = map(float, told.groups())
+    assert validation == pytest.approx(found["validation"], abs=1e-3)
+    assert by == pytest.approx(validation - test, abs=2e-3)
+    assert validation < 0 and -(10**2) < test < -(8**2)  # no numbers were written: as far off as train has answers
+
+
+def test_a_record_without_room_for_virtual_tokens_is_asked_of_nobody(tmp_path, model):
+    room = 128 - len(TOKENIZER.prompt("\nlabel:"))
+    long = {"text": "q" * (room - 12), "label": "odd"}  # 12 tokens hold an answer, not a prompt besides
+    words = ["run", "adapt", "--workdir", str(tmp_path / "run"), "--model", model, "--shots", "0", "--variants", "1"]
+    words += ["--task", written(tmp_path, ROWS[:60], [*ROWS[60:70], long]), "--on-bad-row", "skip"]
+    words += ["--students", "False"]
+    assert main([*words, "--head", "True", "--ways", "prompt", "--candidates", "0", *BRIEF]) == 0
+    report = load_report(tmp_path / "run")
+    rows = {row["method"]: row for row in report["rows"]}
+    assert rows["zero_shot"]["metrics"]["accuracy"]["n"] == rows["prompt"]["metrics"]["accuracy"]["n"] == 10
+    assert any("test.jsonl, row 11" in line for line in report["skipped"])
+    assert rows["zero_shot"]["stereotyped"]["n"] > 20 and rows["prompt"]["stereotyped"] is None  # a head writes nothing
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--ways", "lorra"], "unknown way of tuning 'lorra'.*did you mean 'lora'"),
+        (["--ways", "../lora"], "unknown way of tuning"),
+        (["--head", "True"], "transfer_tokens=120000 is of tasks that are answered in text"),
+        (["--tuning.fit.length", "6"], "where a row holds 6.*raise `length`"),
+        (["--shots", "0", "61"], "61 shots: [0-9]+ training records have queries of their own"),
+        (["--student-fit.length", "6"], "where a row holds 6.*raise `length`"),
+    ],
+)
+def test_what_would_end_it_late_ends_it_at_once(words, message, tmp_path, model, monkeypatch, capsys):
+    from limbeck.experiments import adaptation
+
+    monkeypatch.setattr(adaptation, "stage", lambda *_: pytest.fail("began"))
+    task = written(tmp_path, ROWS[:60], ROWS[60:])
+    assert main(["run", "adapt", "--workdir", str(tmp_path / "run"), "--task", task, "--model", model, *words]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
 TUNING = TuningConfig(task="t", model="m", fit=FitConfig(3))
 
 
@@ -113,4 +182,6 @@ def test_prompts_have_names_and_only_compared_options_are_calibrated():
     config = AdaptationConfig(TUNING, shots=(0, 1, 4, 8), prompt=PromptConfig(pick="fixed", instruction="Say."))
     assert list(config.prompts(scored=False)) == ["zero_shot", "one_shot", "4_shot", "few_shot"]
     calibrated = config.prompts(scored=True)["few_shot_calibrated"]
+    for shots, names in (((0,), ["zero_shot"]), ((0, 1), ["zero_shot", "one_shot"]), ((3,), ["few_shot"])):
+        assert list(AdaptationConfig(TUNING, shots=shots).prompts(scored=False)) == names
     assert (calibrated.shots, calibrated.calibration, calibrated.instruction) == (8, "contextual", "Say.")

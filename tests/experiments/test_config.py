@@ -107,6 +107,18 @@ def test_the_end_of_a_name_means_the_field_that_it_alone_ends() -> None:
         override(Pair(), ["--idth", "4"])
 
 
+def test_a_part_that_may_be_none_has_its_fields_where_there_is_one() -> None:
+    @dataclass(frozen=True)
+    class Optional:
+        width: int = 1
+        part: Inner | None = Inner()
+
+    assert override(Optional(), ["--part.width", "4"]) == Optional(part=Inner(4))
+    assert override(Optional(part=None), ["--width", "3"]) == Optional(3, None)
+    with pytest.raises(UserError, match="--part.width x: expected int"):
+        override(Optional(), ["--part.width", "x"])
+
+
 def test_fields_that_constrain_each_other_are_set_together() -> None:
     @dataclass(frozen=True)
     class Pair:
