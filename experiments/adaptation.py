@@ -23,7 +23,7 @@ from limbeck.experiments.adaptation_config import AdaptationConfig
 from limbeck.experiments.answering import Setting, answerable, rows_of, setting
 from limbeck.experiments.distillation import taught_students, teacher_of
 from limbeck.experiments.machine import provenance
-from limbeck.experiments.rundir import stage
+from limbeck.experiments.rundir import stage, stage_seconds
 from limbeck.experiments.start import begin
 from limbeck.experiments.teaching import check_written
 from limbeck.experiments.tuning import Tuned, tuned
@@ -79,8 +79,13 @@ def run(config: AdaptationConfig, rundir: Path) -> int:
             fit = config.student_fit or at.config.fit
             rows[name], answers[name], curves[name] = _trained(done, fit), done.answers, done.training["curve"]
             seconds += done.row["train_seconds"]
+            # A student's way begins with its teacher's training, and with what the teacher writes.
+            writing = {"train_seconds": stage_seconds(rundir / "students", "written", "transfer_set")}
+            if config.teaching.transfer_tokens:
+                tokens, context = config.teaching.transfer_tokens, fit.length / 2
+                writing["train_flops"] = forward_flops(engine.config, engine.params, tokens, context)
             for cost in ("train_seconds", "train_flops"):
-                rows[name][cost] += rows[config.ways[-1]][cost]  # a student's way begins with its teacher's
+                rows[name][cost] += rows[config.ways[-1]][cost] + writing.get(cost, 0.0)
             if not at.head:
                 engines[name] = _engine(folder)
     for name in rows.keys() - prompts.keys():

@@ -81,6 +81,12 @@ def stage(rundir: Path, name: str, compute: Callable[[], Any]) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))["result"]
 
 
+def stage_seconds(rundir: Path, *names: str) -> float:
+    """What stages of a run took, as far as they are there."""
+    paths = [rundir / "stages" / f"{name}.json" for name in names]
+    return sum(json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in paths if path.exists())
+
+
 def cache_folder(rundir: Path) -> Path:
     """What runs can share (training rows, compiled programs): beside the run, if that can be written, else in it."""
     beside = rundir.absolute().parent
