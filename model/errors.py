@@ -1,11 +1,20 @@
 """The one error that is meant for the user, and the nearest-name hint that most of its messages end with."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one line with the value, the legal values or nearest match, and the remedy."""
+    """A mistake that the user can mend: one line with the value, the legal values or nearest match, and the remedy.
+
+    Line breaks and control characters, such as a file's name or a field's may hold, are shown by their escapes.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], message))
 
 
 def nearest(value: str, legal: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from limbeck.model.errors import UserError
@@ -123,6 +123,7 @@ LINES = st.lists(ROWS.map(str.encode) | st.binary(max_size=20), max_size=5).map(
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=60) | LINES, st.sampled_from(ENDINGS))
+@example(b"\x00\x0b\n,", ".csv")  # a header that is a line break to some
 def test_any_bytes_are_a_task_or_one_line(tmp_path: Path, content: bytes, ending: str) -> None:
     file = tmp_path / f"data{ending}"
     file.write_bytes(content)
