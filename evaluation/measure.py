@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from limbeck.tasks.metrics import METRICS
 from limbeck.tasks.task import Record, Task
 
 _TIMED = 40  # requests whose latency is measured, one at a time
+_LEAST_SECONDS = 0.5
 
 
 def serve(engine: Engine, request: GenerateRequest | ScoreRequest) -> Any:
@@ -30,16 +31,32 @@ def serve(engine: Engine, request: GenerateRequest | ScoreRequest) -> Any:
     return engine.generate([request])[0] if isinstance(request, GenerateRequest) else engine.score([request])[0]
 
 
+class Timing(NamedTuple):
+    """Median milliseconds of a call, and how many calls were made in all."""
+
+    ms: float
+    calls: int
+
+
+def timing(call: Callable[[Any], Any], arguments: Sequence[Any]) -> Timing:
+    """Times a call with each argument, again and again for half a second; once before, to compile and warm it.
+
+    Calls of less than a millisecond were over in an instant, and what else the machine did then was in the median.
+    """
+    for argument in arguments:
+        call(argument)
+    seconds: list[float] = []
+    while sum(seconds) < _LEAST_SECONDS:
+        for argument in arguments:
+            start = time.perf_counter()
+            call(argument)
+            seconds.append(time.perf_counter() - start)
+    return Timing(1e3 * statistics.median(seconds), len(arguments) + len(seconds))
+
+
 def median_ms(call: Callable[[Any], Any], arguments: Sequence[Any]) -> float:
-    """Median milliseconds of a call, each argument called once before to compile and warm what it needs."""
-    for argument in arguments:
-        call(argument)
-    seconds = []
-    for argument in arguments:
-        start = time.perf_counter()
-        call(argument)
-        seconds.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(seconds)
+    """The milliseconds of `timing`."""
+    return timing(call, arguments).ms
 
 
 def all_metrics(task: Task, predictions: Sequence[str], answers: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -65,14 +82,14 @@ def measure(
     requests, _ = make_requests(task, engine, records[:_TIMED], prompt)  # which embeds many examples together
     timed = [_draws(request, prompt.samples) for request in requests]
     with Meter() as meter:
-        latency = median_ms(lambda asked: [serve(single, request) for request in asked], timed)
+        latency = timing(lambda asked: [serve(single, request) for request in asked], timed)
     total = request_tokens(task, single, requests, prompt)
     row: dict[str, Any] = {
         "metrics": all_metrics(task, predictions.answers, answers),
         "prompt_tokens": float(np.mean(predictions.prompt_tokens)),
         "dropped_examples": predictions.dropped,
-        "latency_ms_p50": latency,
-        "joules_per_prediction": None if meter.joules is None else meter.joules / (2 * len(timed)),
+        "latency_ms_p50": latency.ms,
+        "joules_per_prediction": None if meter.joules is None else meter.joules / latency.calls,
         "flops_per_request": forward_flops(engine.config, engine.params, total, total / 2),
         "params_total": count(engine.params),
         "bytes": nbytes(engine.params),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from limbeck.evaluation.energy import Meter
-from limbeck.evaluation.measure import all_metrics, median_ms, request_tokens, serve
+from limbeck.evaluation.measure import all_metrics, median_ms, request_tokens, serve, timing
 from limbeck.experiments.rundir import cache_folder
 from limbeck.experiments.start import Start, begin, with_head
 from limbeck.experiments.text_sources import by_content
@@ -166,13 +166,13 @@ def _asked(at: Setting, start: Start, params: Params) -> dict[str, Any]:
         tokens = request_tokens(at.task, engine, requests)
         ask = partial(serve, engine)
     with Meter() as meter:
-        latency_ms = median_ms(ask, requests)
+        latency = timing(ask, requests)
     together = records[:_TOGETHER]
     return {
         "prompt_tokens": asked,
-        "latency_ms_p50": latency_ms,
+        "latency_ms_p50": latency.ms,
         "per_second": 1e3 * len(together) / median_ms(lambda _: answers(at, start, params, together), [None] * _TURNS),
-        "joules_per_prediction": None if meter.joules is None else meter.joules / (2 * len(first)),
+        "joules_per_prediction": None if meter.joules is None else meter.joules / latency.calls,
         "flops_per_request": forward_flops(start.config, params, tokens, tokens / 2),
     }
 

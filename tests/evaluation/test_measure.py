@@ -1,9 +1,10 @@
+import time
 from typing import Any
 
 import jax
 import pytest
 
-from limbeck.evaluation.measure import all_metrics, measure
+from limbeck.evaluation.measure import all_metrics, measure, timing
 from limbeck.inference.engine import Engine
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
@@ -79,3 +80,15 @@ def test_the_pool_of_similar_examples_is_embedded_in_batches(monkeypatch):
     monkeypatch.setattr(Engine, "embed", lambda self, texts: (sizes.append(self.batch_size), embed(self, texts))[1])
     measure(TASK, engine, TASK.splits["test"][:3], PromptConfig(shots=1, pick="nearest"))
     assert set(sizes) == {4}
+
+
+def test_short_calls_are_timed_often_and_every_call_is_counted():
+    calls = []
+
+    def call(argument):
+        calls.append(argument)
+        time.sleep(0.01)
+
+    found = timing(call, ["a", "b"])
+    assert found.calls == len(calls) >= 2 + 0.5 / 0.02 and 10 <= found.ms < 20
+    assert calls[:4] == ["a", "b", "a", "b"]
