@@ -16,6 +16,7 @@ from limbeck.inference.sharing import LEAST, common_start
 from limbeck.model.errors import UserError
 from limbeck.model.flops import forward_flops
 from limbeck.model.params import count, nbytes
+from limbeck.model.progress import no_progress
 from limbeck.prompting.config import PromptConfig
 from limbeck.prompting.predict import Predictions, answer_tokens, make_requests, predict
 from limbeck.prompting.prompts import scored
@@ -43,14 +44,15 @@ def timing(call: Callable[[Any], Any], arguments: Sequence[Any]) -> Timing:
 
     Calls of less than a millisecond were over in an instant, and what else the machine did then was in the median.
     """
-    for argument in arguments:
-        call(argument)
     seconds: list[float] = []
-    while sum(seconds) < _LEAST_SECONDS:
+    with no_progress():
         for argument in arguments:
-            start = time.perf_counter()
             call(argument)
-            seconds.append(time.perf_counter() - start)
+        while sum(seconds) < _LEAST_SECONDS:
+            for argument in arguments:
+                start = time.perf_counter()
+                call(argument)
+                seconds.append(time.perf_counter() - start)
     return Timing(1e3 * statistics.median(seconds), len(arguments) + len(seconds))
 
 

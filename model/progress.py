@@ -4,8 +4,22 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 _QUIET_SECONDS = 10.0  # a log file wants a line now and then, not a redrawn bar
+
+
+_hidden: ContextVar[bool] = ContextVar("hidden", default=False)
+
+
+@contextlib.contextmanager
+def no_progress() -> Iterator[None]:
+    """No bars for what is inside, such as calls that are timed."""
+    token = _hidden.set(True)
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
 
 
 @contextlib.contextmanager
@@ -15,7 +29,9 @@ def progress(description: str, total: int, unit: str = "step", done: int = 0) ->
     `done` units are already there (a resumed run) and do not count towards the rate. Where stderr is not a
     terminal, plain lines at most every ten seconds.
     """
-    if sys.stderr.isatty():
+    if _hidden.get():
+        yield lambda n=1, note="": None
+    elif sys.stderr.isatty():
         with _bar(description, total, unit, done) as advance:
             yield advance
     else:
