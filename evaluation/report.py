@@ -40,7 +40,10 @@ from limbeck.tasks.metrics import METRICS
 
 _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "n": ("n", str),
-    "spread": ("spread over variants", lambda value: f"{value['minimum']:.2f} to {value['maximum']:.2f}"),
+    "spread": (
+        "median of variants (least to most)",
+        lambda value: f"{value['median']:.2f} ({value['minimum']:.2f} to {value['maximum']:.2f})",
+    ),
     "difference": ("from the best", lambda value: with_interval(value["value"], value["ci95"], 2)),
     "stereotyped": ("stereotyped pairs", lambda value: with_interval(value["value"], value["ci95"], 2)),
     "params_total": ("parameters", quantity),

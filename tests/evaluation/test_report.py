@@ -401,3 +401,18 @@ def test_a_corrupt_report_is_named_with_its_remedy(tmp_path, content):
 def test_a_missing_report_is_named_with_its_remedy(tmp_path):
     with pytest.raises(UserError, match="no report in .*limbeck run"):
         load_report(tmp_path / "nowhere")
+
+
+def test_what_a_comparison_adds_to_a_row(tmp_path):
+    score = {"value": 0.9, "ci95": [0.85, 0.95], "n": 40}
+    best = {"method": "full", "metrics": {"accuracy": score}, "train_flops": 2e12}
+    prompt = {
+        "method": "few_shot", "metrics": {"accuracy": score}, "latency_ms_p50": 9.0, "latency_ms_prefix": 1.5,
+        "spread": {"minimum": 0.1, "median": 0.62, "maximum": 0.93, "n": 5},
+        "difference": {"value": -0.05, "ci95": [-0.1, 0.01], "n": 40},
+        "stereotyped": {"value": 0.6, "ci95": [0.5, 0.7], "n": 60},
+    }  # fmt: skip
+    write_report(tmp_path, {"rows": [best, prompt], "facts": [["advice", "Take <b>full</b>."]]})
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for text in ("0.62 (0.10 to 0.93)", "-0.05 [-0.10, 0.01]", "0.60 [0.50, 0.70]", "1.5 ms", "2 T", "Take &lt;b&gt;"):
+        assert text in page, text
