@@ -4,7 +4,7 @@ import dataclasses
 import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def run(config: AdaptationConfig, rundir: Path) -> int:
     at, engine, too_long = _begin(config, rundir)
     task = at.task
     prompts = {name: _named(task, each) for name, each in config.prompts(scored(task, config.prompt)).items()}
-    rows, answers, curves, engines = {}, {}, {}, {"base": engine}
+    rows, answers, curves, folders = {}, {}, {}, {}
     found: dict[str, Any] = {}
     if config.search.candidates:
         most = prompts[next(name for name in ("few_shot", "one_shot", "zero_shot") if name in prompts)]
@@ -71,8 +71,7 @@ def run(config: AdaptationConfig, rundir: Path) -> int:
         folder = _made(rundir / way)
         done = tuned(dataclasses.replace(at.config, tuning=way), folder, task=task)
         rows[way], answers[way], curves[way] = _trained(done, at.config.fit), done.answers, done.training["curve"]
-        if not at.head:
-            engines[way] = _engine(folder)
+        folders[way] = folder
     seconds = sum(row["train_seconds"] for row in rows.values())
     if config.students:
         for name, folder, done in _students(config, at, rundir):
@@ -86,8 +85,7 @@ def run(config: AdaptationConfig, rundir: Path) -> int:
                 writing["train_flops"] = forward_flops(engine.config, engine.params, tokens, context)
             for cost in ("train_seconds", "train_flops"):
                 rows[name][cost] += rows[config.ways[-1]][cost] + writing.get(cost, 0.0)
-            if not at.head:
-                engines[name] = _engine(folder)
+            folders[name] = folder
     for name in rows.keys() - prompts.keys():
         said = zip(task.splits["test"], answers[name], strict=True)
         told = ({"id": record["id"], "answer": answer, "right": task.answer(record)} for record, answer in said)
@@ -98,7 +96,7 @@ def run(config: AdaptationConfig, rundir: Path) -> int:
         if name != best:
             found_N = paired_difference(worth[name], worth[best])
             row["difference"] = {"value": found_N.value, "ci95": list(found_N.ci95), "n": found_N.n}
-    probes = stage(rundir, "bias", partial(_probed, engines))
+    probes = stage(rundir, "bias", partial(_probed, engine, {} if at.head else folders))
     for name, row in rows.items():
         row["stereotyped"] = probes["stereotyped"].get("base" if name in prompts else name)  # a head writes nothing
     table = [{"method": name, **row} for name, row in rows.items()]
@@ -106,12 +104,13 @@ def run(config: AdaptationConfig, rundir: Path) -> int:
     cheap, tuned_ways = _best({name: rows[name] for name in prompts}, task), list(config.ways)
     students = [name for name in rows if name not in prompts and name not in tuned_ways]
     pairs = [(cheap, way) for way in tuned_ways] + [(tuned_ways[-1], name) for name in students]
+    searched = _about_search(found, float(np.mean(worth[_SEARCHED]))) if found else []
     data = {
         "title": f"Limbeck: {task.name}, adapted in {len(rows)} ways",
         **provenance(rundir, at.config.seed),
         "seconds": seconds,
         "task": {"name": task.name, "train": len(task.splits["train"]), "test": len(task.splits["test"])},
-        "facts": [["advice", words], *(_about_search(found, float(np.mean(worth[_SEARCHED]))) if found else [])],
+        "facts": [["advice", words], *about_dropped(rows), *searched],
         "metric": task.metric,
         "rows": table + stage(rundir, "baselines", lambda: baselines(task)),
         "break_even": break_even_table(table, pairs),
@@ -210,6 +209,12 @@ def _searched(config: AdaptationConfig, at: Setting, engine: Engine, prompt: Pro
     }
 
 
+def about_dropped(rows: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """How many examples did not fit their prompts, if any."""
+    dropped = [f"{name} {count:,}" for name, row in rows.items() if (count := row.get("dropped_examples", 0))]
+    return [["examples that did not fit", ", ".join(dropped)]] if dropped else []
+
+
 def _about_search(found: Mapping[str, Any], test: float) -> list[list[str]]:
     """What was found, and by how much; `test` is the mean worth of its answers to the test split."""
     changed = [
@@ -228,7 +233,7 @@ def _about_search(found: Mapping[str, Any], test: float) -> list[list[str]]:
     ]
 
 
-def _students(config: AdaptationConfig, at: Setting, rundir: Path):
+def _students(config: AdaptationConfig, at: Setting, rundir: Path) -> Iterator[tuple[str, Path, Tuned]]:
     """(name, folder, what came of it) of each student of the last way of tuning's model."""
     folder = _made(rundir / "students")
     teacher = str(rundir / config.ways[-1] / "model")
@@ -243,9 +248,11 @@ def _trained(done: Tuned, fit: FitConfig) -> dict[str, Any]:
     return {**done.row, "train_flops": done.row["flops_per_step"] * fit.steps}
 
 
-def _probed(engines: Mapping[str, Engine]) -> dict[str, Any]:
+def _probed(base: Engine, folders: Mapping[str, Path]) -> dict[str, Any]:
+    """The bias probes of the base and of the models in these folders, loaded one after another."""
     pairs = bias.load_pairs()
-    found = {name: bias.probe(engine, pairs) for name, engine in engines.items()}
+    found = {"base": bias.probe(base, pairs)}
+    found |= {name: bias.probe(_engine(folder), pairs) for name, folder in folders.items()}
     share = {name: next(row for row in rows if row.probe == "stereotype_preference") for name, rows in found.items()}
     stereotyped = {name: {"value": row.value, "ci95": list(row.ci95), "n": row.n} for name, row in share.items()}
     return {"stereotyped": stereotyped, **bias.told(found)}

@@ -9,6 +9,7 @@ import pytest
 
 from limbeck.evaluation.asked import read_asked
 from limbeck.evaluation.report import load_report
+from limbeck.experiments.adaptation import about_dropped
 from limbeck.experiments.adaptation_config import AdaptationConfig
 from limbeck.experiments.cli import main
 from limbeck.experiments.rundir import stage
@@ -98,13 +99,12 @@ def test_any_record_of_any_row_can_be_looked_at(run, capsys):
 
 def test_what_was_done_is_not_done_again(run, monkeypatch):
     """An interrupted run goes on: all stages are there, so nothing is asked and nothing trained."""
-    from limbeck.experiments import adaptation
+    from limbeck.experiments import adaptation, training
 
     before = load_report(run)["rows"]
     for name in ("measure", "predict", "search"):
         monkeypatch.setattr(adaptation, name, lambda *_, **__: pytest.fail("asked again"))
-    command = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    assert command  # the run's own settings; the same words give the same run
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
     words = (run / "command.txt").read_text(encoding="utf-8").split()[1:]
     assert main(words) == 0
     assert load_report(run)["rows"] == before
@@ -185,3 +185,9 @@ def test_prompts_have_names_and_only_compared_options_are_calibrated():
     for shots, names in (((0,), ["zero_shot"]), ((0, 1), ["zero_shot", "one_shot"]), ((3,), ["few_shot"])):
         assert list(AdaptationConfig(TUNING, shots=shots).prompts(scored=False)) == names
     assert (calibrated.shots, calibrated.calibration, calibrated.instruction) == (8, "contextual", "Say.")
+
+
+def test_examples_that_did_not_fit_are_said_and_only_those():
+    rows = {"few_shot": {"dropped_examples": 1200}, "zero_shot": {"dropped_examples": 0}, "full": {}}
+    assert about_dropped(rows) == [["examples that did not fit", "few_shot 1,200"]]
+    assert about_dropped({"full": {}}) == []
