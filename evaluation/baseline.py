@@ -16,7 +16,8 @@ import numpy as np
 from limbeck.evaluation.measure import all_metrics, median_ms
 from limbeck.model.errors import UserError
 from limbeck.tasks.label_metrics import join_labels
-from limbeck.tasks.task import Record, Task, fields
+from limbeck.tasks.task import Record, Task
+from limbeck.tasks.template import fields
 from limbeck.tasks.text_metrics import words
 
 _TIMED = 40  # records whose latency is measured, one at a time

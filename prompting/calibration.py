@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 
 from limbeck.model.errors import UserError
 from limbeck.prompting.scores import log_mean, log_probabilities
-from limbeck.tasks.task import Task, fields
+from limbeck.tasks.task import Task
+from limbeck.tasks.template import fields
 
 CONTENT_FREE = ("N/A", "[MASK]", "")  # what stands where a record's text would, by Zhao et al.
 

@@ -13,7 +13,8 @@ import numpy as np
 from limbeck.model.errors import UserError, nearest, one_of
 from limbeck.prompting.config import PromptConfig
 from limbeck.prompting.similarity import best, by_vectors, by_words, mmr
-from limbeck.tasks.task import Record, Task, fields, render
+from limbeck.tasks.task import Record, Task
+from limbeck.tasks.template import fields, render
 
 Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> vectors [N, D]
 _TextsOf = Callable[[Record], set[str]]  # by what a record is known again

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from limbeck.prompting.config import Form, PromptConfig
 from limbeck.prompting.prompts import LETTERS
-from limbeck.tasks.task import Task, fields, render
+from limbeck.tasks.task import Task
+from limbeck.tasks.template import fields, render
 
 _DELIMITER = re.compile(r"(?:\s*(?:->|=>|[:：=→]))+$")  # what a query ends in where its answer is asked for
 _OPTIONS = "options"  # the field of a multiple choice's own query that lists them

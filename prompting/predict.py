@@ -23,7 +23,8 @@ from limbeck.prompting.demonstrations import chooser
 from limbeck.prompting.prompts import Prompt, answer_text, make_prompt, scored, words
 from limbeck.prompting.scores import OptionScores, best, option_scores
 from limbeck.tasks.label_metrics import normalise
-from limbeck.tasks.task import Record, Task, fields
+from limbeck.tasks.task import Record, Task
+from limbeck.tasks.template import fields, read_back
 
 
 class Asked(NamedTuple):
@@ -101,9 +102,11 @@ def answer_tokens(task: Task, tokenizer: Tokenizer, prompt: PromptConfig = Promp
     """How many tokens an answer may take: the longest of the training split with its separator, and one more.
 
     Raises UserError where those answers do not say how long it is, for they have no reasons in them, and for one with
-    the separator in it, at which what is written ends.
+    the separator in it, at which what is written ends, and for a target that answers cannot be read back by.
     """
     own = words(task, prompt)
+    if len(fields(own.target)) > 1 and not (prompt.extract or scored(task, prompt)):
+        read_back(own.target, "")  # whether an answer can be read back is seen before one is written
     texts = {answer_text(task, prompt, record): record for record in task.splits["train"]}
     if not (scored(task, prompt) or prompt.chat):
         for text, record in texts.items():
@@ -127,15 +130,18 @@ def query_text(task: Task, record: Record) -> str:
 def read_answer(task: Task, result: Generation | Scores, prompt: PromptConfig = PromptConfig()) -> str:
     """The answer in the task's words: what is written, or the likeliest option (the first of equals).
 
-    Of a written answer it is what `prompt.extract` finds, "" if it finds nothing or, in a classification, no option.
+    Of a written answer it is what `prompt.extract` finds, "" if it finds nothing or, in a classification, no option;
+    without one what the target's template reads back, and the whole text where it is of another form.
     """
     if isinstance(result, Scores):
         assert task.options is not None
         return task.options[max(range(len(task.options)), key=lambda i: result.logprobs[i])]
-    text = result.text
+    text, own = result.text, words(task, prompt)
     if prompt.extract:
         found = [match[1] or "" for match in re.finditer(prompt.extract, text)]
         text = found[-1] if found else ""
+    elif len(fields(own.target)) > 1:
+        text = (read_back(own.target.strip(), text.strip()) or {task.answer_field: text})[task.answer_field]
     text = text.strip()
     return _option(task, words(task, prompt).options, text) if task.kind == "classification" else text
 

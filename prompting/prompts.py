@@ -11,7 +11,8 @@ from limbeck.model.tokenizer.chat import Message, render_text
 from limbeck.model.tokenizer.chat import render as render_chat
 from limbeck.model.tokenizer.join import join, shared
 from limbeck.prompting.config import PromptConfig
-from limbeck.tasks.task import Kind, Record, Task, Template, fields, render
+from limbeck.tasks.task import Kind, Record, Task
+from limbeck.tasks.template import Template, fields, render
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of a multiple choice
 _LISTED = "\n{options}\nAnswer:"  # what a multiple choice adds to a query that does not say where its options go

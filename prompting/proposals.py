@@ -12,7 +12,8 @@ from limbeck.model.tokenizer import Tokenizer
 from limbeck.model.tokenizer.chat import render
 from limbeck.prompting.config import PromptConfig
 from limbeck.prompting.search import Proposals, Propose
-from limbeck.tasks.task import Record, Task, fields
+from limbeck.tasks.task import Record, Task
+from limbeck.tasks.template import fields
 
 if TYPE_CHECKING:
     from limbeck.inference.engine import Engine

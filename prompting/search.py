@@ -17,7 +17,8 @@ from limbeck.model.errors import UserError, one_of
 from limbeck.prompting.config import PromptConfig
 from limbeck.prompting.formats import FORMATS, Format, formatted
 from limbeck.prompting.tries import Cost, Evaluate, Tries, Try
-from limbeck.tasks.task import Record, Task, render
+from limbeck.tasks.task import Record, Task
+from limbeck.tasks.template import render
 
 How = Literal["halving", "random"]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.model.errors import UserError, one_of
-from limbeck.tasks.task import KINDS, SPLITS, Template
+from limbeck.tasks.task import KINDS, SPLITS
+from limbeck.tasks.template import Template, read_back
 
 Description = Mapping[str, Any]
 
@@ -15,6 +16,7 @@ _KEYS: dict[str, tuple[Any, ...]] = {
     "input": (str,),  # the field that is asked
     "output": (str,),  # the field that answers
     "template": (Mapping,),  # query, target, separator, instruction: any of them
+    "parts": (Mapping,),  # a field -> the template that it is read back by: {"answer": "{steps}\\n#### {final}"}
     "options": (list, tuple, str),  # the answers to choose from, or "from_train"
     "splits": (Mapping,),  # our split -> file in this folder, or split of the data set
     "rationale": (str,),  # the field that says why an answer is right, where a row does
@@ -53,6 +55,8 @@ def checked(description: Description, place: str) -> Description:
             raise UserError(f"{place}: {key!r} must hold strings only, not {value!r:.40}")
     for key in description.get("template", {}):
         one_of(f"template key in {place}:", key, Template.__dataclass_fields__)
+    for text in description.get("parts", {}).values():
+        read_back(text, "")  # what is wrong with a template is wrong with it whatever is read
     for split in description.get("splits", {}):
         one_of(f"split in {place}:", split, SPLITS)
     if "kind" in description:

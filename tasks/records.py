@@ -11,7 +11,8 @@ from limbeck.model.errors import UserError, nearest
 from limbeck.tasks.description import Description
 from limbeck.tasks.label_metrics import join_labels, normalise, split_labels
 from limbeck.tasks.tables import OnBadRow, Row, Table, each, enough, labels_of, number_of, text_of
-from limbeck.tasks.task import Kind, Record, Task, Template, check_answer, check_options, fields
+from limbeck.tasks.task import Kind, Record, Task, check_answer, check_options
+from limbeck.tasks.template import Template, fields, read_back
 
 
 class _Guess(NamedTuple):
@@ -51,6 +52,7 @@ def task_of(name: str, tables: Mapping[str, Table], description: Description, on
     Raises UserError that names file and row of the first bad row; with on_bad_row="skip" bad rows are left out and
     listed in `Task.skipped`, unless nothing is left of a split or more than half of its rows are bad.
     """
+    tables = {split: _parted(table, description.get("parts", {})) for split, table in tables.items()}
     if "train" not in tables:
         raise UserError(f'{name} has no train split among {", ".join(tables)}: set "splits" in a task.json')
     train = tables["train"]
@@ -97,6 +99,29 @@ def task_of(name: str, tables: Mapping[str, Table], description: Description, on
     metric: Any = description.get("metric")
     why = plan.rationale
     return Task(name, splits, template, options, metric, answer, group, kind, why, skipped=lines, places=places)
+
+
+def _parted(table: Table, parts: Mapping[str, str]) -> Table:
+    """The table, each of whose rows has the fields that some of its own hold, too."""
+
+    def part(row: Row) -> Row:
+        if isinstance(row.content, UserError):
+            return row
+        content = dict(row.content)
+        for name, form in parts.items():
+            try:
+                text = text_of(table, row, name)
+                found = read_back(form, text)
+                if found is None:
+                    raise UserError(f"{row.place}: {name!r} is {text!r:.60}, not of the form {form!r} that 'parts' say")
+                if taken := [new for new in found if new in content]:
+                    raise UserError(f"{row.place} has a field {taken[0]!r} already: name it otherwise in 'parts'")
+            except UserError as error:
+                return row._replace(content=error)
+            content |= found
+        return row._replace(content=content)
+
+    return replace(table, rows=map(part, table.rows)) if parts else table
 
 
 def _plan(place: str, first: Sequence[Row], description: Description) -> _Plan:

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import math
-import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,67 +13,13 @@ from typing import Literal, cast, get_args
 from limbeck.model.errors import UserError, nearest, one_of
 from limbeck.tasks.label_metrics import join_labels, split_labels
 from limbeck.tasks.metrics import METRICS, default_metric
+from limbeck.tasks.template import Template, fields, render
 
 Record = dict[str, str]  # "id", unique in the task, and every field that the template names
 Kind = Literal["generation", "classification", "multi_label", "regression"]
 
 SPLITS = ("train", "validation", "test")
 KINDS: tuple[Kind, ...] = get_args(Kind)
-
-_BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
-
-
-def fields(text: str) -> list[str]:
-    """Names of the fields of a template's text, in order."""
-    return [found[1] for found in _BRACES.finditer(text) if found[1] is not None]
-
-
-def render(text: str, record: Mapping[str, str]) -> str:
-    """`text` with every {name} replaced by the record's field of that name; {{ and }} are plain braces.
-
-    Safe for any data: a name is looked up and nothing else (no attributes, no indices, no format), and braces
-    inside the record's text stay as they are. A field that the record lacks is a UserError.
-    """
-
-    def value(found: re.Match[str]) -> str:
-        name = found[1]
-        if name is None:
-            return found[0][0]
-        if name not in record:
-            raise UserError(
-                f"template field {{{name}}}: the record has {', '.join(record)}{nearest(name, record)}"
-                " (plain braces are written {{ and }})"
-            )
-        return record[name]
-
-    return _BRACES.sub(value, text)
-
-
-@dataclass(frozen=True)
-class Template:
-    """How a record becomes text: 'plum: drupe', and 'lemon:' where the answer is asked for.
-
-    The query must not end in white space and the target must start with the delimiter, so that the tokens at
-    their join are the same whether the answer is there or not. Raises UserError otherwise.
-    """
-
-    query: str = "{input}:"
-    target: str = " {output}"
-    separator: str = "\n"  # between examples; also what ends a generated answer
-    instruction: str = ""  # before the first example, if any
-
-    def __post_init__(self) -> None:
-        if not fields(self.query):
-            raise UserError(f"template query {self.query!r} names no field: write one as {{input}}")
-        if self.query != self.query.rstrip():
-            raise UserError(f"template query {self.query!r} ends in white space: start the target with it instead")
-        first = _BRACES.match(self.target)
-        if not fields(self.target) or (first and first[1] is not None):
-            raise UserError(
-                f"template target {self.target!r}: write the delimiter, then the answer, as in ' {{output}}'"
-            )
-        if not self.separator:
-            raise UserError("template separator '' is empty: it ends a generated answer; write one such as '\\n'")
 
 
 @dataclass(frozen=True)

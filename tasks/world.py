@@ -14,7 +14,8 @@ from functools import cache
 from importlib.resources import files
 from typing import TypeVar
 
-from limbeck.tasks.task import Task, Template
+from limbeck.tasks.task import Task
+from limbeck.tasks.template import Template
 
 T = TypeVar("T")
 

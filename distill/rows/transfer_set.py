@@ -14,7 +14,8 @@ from limbeck.inference.store import PredictionStore
 from limbeck.model.errors import UserError
 from limbeck.model.progress import progress
 from limbeck.prompting.predict import make_requests, predict, query_text, read_answer
-from limbeck.tasks.task import Record, Task, check_answer, fields
+from limbeck.tasks.task import Record, Task, check_answer
+from limbeck.tasks.template import fields
 
 _BATCH = 512  # prompts of one or two tokens: wide batches cost little
 

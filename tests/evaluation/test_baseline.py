@@ -21,7 +21,8 @@ from limbeck.evaluation.baseline import (
 from limbeck.model.errors import UserError
 from limbeck.tasks.metrics import METRICS
 from limbeck.tasks.sources import load_task
-from limbeck.tasks.task import Task, Template
+from limbeck.tasks.task import Task
+from limbeck.tasks.template import Template
 
 FEELING = ["good", "great", "loved", "bad", "poor", "hated"]
 WORDS = ["a", "film", "of", "the", "dull", "bright", "plot", "actor", "scene", "never", "isn't", "i", *FEELING]

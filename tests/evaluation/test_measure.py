@@ -13,7 +13,8 @@ from limbeck.model.tokenizer import byte_tokenizer
 from limbeck.model.transformer import init
 from limbeck.prompting.config import PromptConfig
 from limbeck.tasks.metrics import METRICS
-from limbeck.tasks.task import KINDS, Task, Template
+from limbeck.tasks.task import KINDS, Task
+from limbeck.tasks.template import Template
 
 ANSWERS = {
     "generation": (["a b", "c"], ["a b", "d"], None),

@@ -13,7 +13,8 @@ from limbeck.experiments.text_sources import hold_out, read_sources, solved_text
 from limbeck.model.errors import UserError
 from limbeck.model.pretrained import load_pretrained
 from limbeck.tasks.sources import load_task
-from limbeck.tasks.task import Task, Template
+from limbeck.tasks.task import Task
+from limbeck.tasks.template import Template
 from limbeck.train.adapters import fold_lora
 from limbeck.train.config import FitConfig
 from limbeck.train.peft_format import load_adapter

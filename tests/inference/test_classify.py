@@ -13,7 +13,8 @@ from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.tokenizer import byte_tokenizer
 from limbeck.model.transformer import hidden, init
-from limbeck.tasks.task import Task, Template
+from limbeck.tasks.task import Task
+from limbeck.tasks.template import Template
 
 TOKENIZER = byte_tokenizer()
 OPTIONS = ("no", "yes", "شاید")

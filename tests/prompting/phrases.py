@@ -7,7 +7,8 @@ import numpy as np
 
 from limbeck.prompting.config import PromptConfig
 from limbeck.prompting.demonstrations import Chooser, chooser
-from limbeck.tasks.task import Record, Task, Template
+from limbeck.tasks.task import Record, Task
+from limbeck.tasks.template import Template
 
 CLASSES = ("berry", "drupe", "pome")
 

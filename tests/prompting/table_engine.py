@@ -13,7 +13,8 @@ from limbeck.model.tokenizer import byte_tokenizer
 from limbeck.model.transformer import init
 from limbeck.prompting.config import PromptConfig
 from limbeck.prompting.predict import Predictions, predict
-from limbeck.tasks.task import Task, Template
+from limbeck.tasks.task import Task
+from limbeck.tasks.template import Template
 
 TOKENIZER = byte_tokenizer()
 CONFIG = ModelConfig(

@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 from limbeck.model.errors import UserError
 from limbeck.prompting.calibration import CONTENT_FREE, batch, contextual, domain_texts
 from limbeck.prompting.scores import best, log_probabilities
-from limbeck.tasks.task import Task, Template
+from limbeck.tasks.task import Task
+from limbeck.tasks.template import Template
 
 SCORES = arrays(np.float64, (5, 3), elements=st.floats(-40, 0))
 BIAS = arrays(np.float64, (3,), elements=st.floats(-10, 10))

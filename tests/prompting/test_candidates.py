@@ -12,7 +12,8 @@ from limbeck.prompting.config import PromptConfig
 from limbeck.prompting.demonstrations import chooser
 from limbeck.prompting.formats import FORMATS, Format
 from limbeck.prompting.search import candidates
-from limbeck.tasks.task import Record, Task, Template
+from limbeck.tasks.task import Record, Task
+from limbeck.tasks.template import Template
 
 
 def fruit(identity: str, name: str, group: str = "class") -> Record:

@@ -12,7 +12,8 @@ from scipy import stats
 
 from limbeck.model.errors import UserError
 from limbeck.prompting.demonstrations import choose
-from limbeck.tasks.task import Task, Template
+from limbeck.tasks.task import Task
+from limbeck.tasks.template import Template
 
 TRAIN = tuple(fruit(f"train/{i}", f"fruit {i}", i) for i in range(30))
 TEST = tuple(fruit(f"test/{i}", f"fruit {i + 25}", i) for i in range(10))  # five of them stand in train too

@@ -11,7 +11,8 @@ from phrases import ASKED, CLASSES, PHRASES, POOL, embed, examples, fruit, ids
 
 from limbeck.prompting.config import PromptConfig
 from limbeck.prompting.demonstrations import chooser
-from limbeck.tasks.task import Record, Task, Template
+from limbeck.tasks.task import Record, Task
+from limbeck.tasks.template import Template
 
 
 def test_the_nearest_are_those_of_numpy() -> None:

@@ -8,7 +8,8 @@ from limbeck.model.tokenizer import byte_tokenizer
 from limbeck.prompting.config import PromptConfig
 from limbeck.prompting.formats import FORMATS, Format, formatted
 from limbeck.prompting.prompts import make_prompt
-from limbeck.tasks.task import Task, Template
+from limbeck.tasks.task import Task
+from limbeck.tasks.template import Template
 
 KINDS = ("drupe", "pome", "hesperidium")
 RECORDS = tuple({"id": str(i), "input": f"fruit {i}", "output": KINDS[i % 3]} for i in range(6))

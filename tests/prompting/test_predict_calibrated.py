@@ -6,7 +6,8 @@ from table_engine import FRUITS, KINDS, TOKENIZER, asked, by_hand, log_softmax, 
 
 from limbeck.prompting.calibration import domain_texts
 from limbeck.prompting.demonstrations import choose
-from limbeck.tasks.task import Task, Template
+from limbeck.tasks.task import Task
+from limbeck.tasks.template import Template
 
 
 @pytest.mark.parametrize("name", ["contextual", "domain", "batch"])

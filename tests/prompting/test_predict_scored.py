@@ -14,7 +14,7 @@ from limbeck.model.errors import UserError
 from limbeck.prompting.config import View
 from limbeck.prompting.predict import Predictions, ensemble, make_requests, read_answer, stored_scores
 from limbeck.prompting.scores import view
-from limbeck.tasks.task import Template
+from limbeck.tasks.template import Template
 
 
 def unigrams(chances: dict[str, float]) -> Table:

@@ -11,7 +11,8 @@ from limbeck.model.errors import UserError
 from limbeck.prompting.config import PromptConfig
 from limbeck.prompting.demonstrations import choose
 from limbeck.prompting.predict import answer_tokens, make_requests, predict, query_text, read_answer
-from limbeck.tasks.task import Task, Template
+from limbeck.tasks.task import Task
+from limbeck.tasks.template import Template
 
 
 def scripted(*texts: str, logprobs=(0.0,) * 9) -> Table:
@@ -129,3 +130,18 @@ def test_labels_and_numbers_are_generated_as_text():
     assert isinstance(answer, str)
     with pytest.raises(UserError, match="view='pmi', calibration='none': for options that are compared.*multi_label"):
         asked(labelled, ENGINE, records, view="pmi")
+
+
+def test_an_answer_is_read_back_by_the_target():
+    splits = {
+        split: tuple({**record, "why": "stones"} for record in records) for split, records in task().splits.items()
+    }
+    told = Template(target=" {why}\n#### {output}", separator="\n\n")
+    because = dataclasses.replace(task(), splits=splits, template=told)
+    read = lambda text, **said: read_answer(because, Generation(text, (), 0.0, True), PromptConfig(**said))  # noqa: E731
+    assert read(" stones\n#### so\n#### drupe ") == "drupe"
+    assert read(" a drupe") == "a drupe"  # of another form: all that is written
+    assert read(" stones\n#### drupe", target=" {output}") == "stones\n#### drupe"
+    open_end = dataclasses.replace(because, template=Template(target=" {why}{output}"))
+    with pytest.raises(UserError, match="cannot be read back"):
+        answer_tokens(open_end, TOKENIZER)

@@ -13,7 +13,8 @@ from limbeck.model.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, t
 from limbeck.model.tokenizer.files import Parts
 from limbeck.prompting.config import PromptConfig
 from limbeck.prompting.prompts import Prompt, answer_text, blank, make_prompt, premise, scored
-from limbeck.tasks.task import Record, Task, Template
+from limbeck.tasks.task import Record, Task
+from limbeck.tasks.template import Template
 
 BYTES = byte_tokenizer()
 TEXTS = ["plum: drupe", "pear: pome", "lemon: hesperidium", "آلو: شفت", "گلابی: میوهٔ دانه‌دار", "user assistant"] * 9

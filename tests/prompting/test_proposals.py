@@ -19,7 +19,8 @@ from limbeck.prompting.prompts import make_prompt
 from limbeck.prompting.proposals import ape_text, cleaned, distinct, opro_text, proposer
 from limbeck.prompting.search import search
 from limbeck.prompting.tries import Measured
-from limbeck.tasks.task import Record, Task, Template
+from limbeck.tasks.task import Record, Task
+from limbeck.tasks.template import Template
 
 TOKENIZER = byte_tokenizer()
 FRUITS = ("plum", "drupe"), ("pear", "pome"), ("گلابی", "pome"), ("{lemon}", "hesperidium")

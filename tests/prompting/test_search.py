@@ -21,7 +21,8 @@ from limbeck.prompting.formats import Format
 from limbeck.prompting.predict import predict
 from limbeck.prompting.search import Found, How, Proposals, candidates, rungs, search
 from limbeck.prompting.tries import Measured, Tries
-from limbeck.tasks.task import Record, Task, Template
+from limbeck.tasks.task import Record, Task
+from limbeck.tasks.template import Template
 
 RECORDS = tuple({"id": f"validation/{i}", "input": str(i), "output": ""} for i in range(64))
 PROMPTS = [PromptConfig(seed=i) for i in range(33)]  # a candidate's seed is its name here

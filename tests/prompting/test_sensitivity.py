@@ -14,7 +14,8 @@ from limbeck.prompting.demonstrations import chooser
 from limbeck.prompting.formats import Format
 from limbeck.prompting.prompts import make_prompt
 from limbeck.prompting.sensitivity import spread, variants
-from limbeck.tasks.task import Task, Template
+from limbeck.tasks.task import Task
+from limbeck.tasks.template import Template
 
 RECORDS = tuple({"id": str(i), "input": f"fruit {i}", "output": "pome"} for i in range(40))
 TASK = Task("fruits", {"train": RECORDS[:30], "test": RECORDS[30:]}, Template(instruction="Which?"), ("pome", "drupe"))

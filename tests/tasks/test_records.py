@@ -333,3 +333,30 @@ def test_a_reason_is_kept_where_a_row_has_one(tmp_path: Path) -> None:
     assert task.digest() != plain.digest()
     refused(tmp_path / "f.jsonl", "no field 'wyh' for 'rationale'", "'why'?", description={**said, "rationale": "wyh"})
     refused(tmp_path / "f.jsonl", "asked or answers already", description={**said, "rationale": "output"})
+
+
+def test_a_field_is_read_back_into_its_parts(tmp_path):
+    rows = [
+        {"question": f"{n} + {n}?", "answer": f"{n} and {n} is\n#### so\n#### {2 * n}"} for n in range(8)
+    ]  # the last mark counts
+    (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    said = {
+        "output": "final",
+        "parts": {"answer": "{steps}\n#### {final}"},
+        "template": {"query": "{question}", "target": " {steps}\n#### {final}", "separator": "\n\n"},
+    }
+    task = load_task(tmp_path / "f.jsonl", description=said)
+    record = task.splits["train"][0]
+    n = int(record["question"].split()[0])
+    assert record["steps"] == f"{n} and {n} is\n#### so" and task.answer(record) == str(2 * n)
+    assert task.target(record) == f" {rows[n]['answer']}"
+    rows[3]["answer"] = "six"
+    (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    refused(tmp_path / "f.jsonl", "row 4: 'answer' is 'six', not of the form '{steps}", description=said)
+    left = load_task(tmp_path / "f.jsonl", description=said, on_bad_row="skip")
+    assert sum(map(len, left.splits.values())) == 7 and "row 4" in left.skipped[0]
+    mistyped = {**said, "parts": {"anwser": "{a} {b}"}}
+    refused(tmp_path / "f.jsonl", "no field 'anwser'", "'answer'?", description=mistyped)
+    refused(tmp_path / "f.jsonl", "cannot be read back", description={**said, "parts": {"answer": "{a}{b}"}})
+    taken = {**said, "parts": {"answer": "{question} {final}"}}
+    refused(tmp_path / "f.jsonl", "has a field 'question' already", description=taken)

@@ -13,7 +13,8 @@ import pytest
 from limbeck.model.errors import UserError
 from limbeck.tasks import readers
 from limbeck.tasks.sources import load_task
-from limbeck.tasks.task import Task, Template
+from limbeck.tasks.task import Task
+from limbeck.tasks.template import Template
 
 FRUITS = [{"input": f"fruit {i}", "output": f"class {i}"} for i in range(10)]
 REVIEWS = [{"text": f"review {i}", "label": ("bad", "good")[i % 2]} for i in range(60)]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.model.errors import UserError
-from limbeck.tasks.task import KINDS, Record, Task, Template, fields, render
+from limbeck.tasks.task import KINDS, Record, Task
+from limbeck.tasks.template import Template
 
 PLUM, PEAR, LEMON = (
     {"id": key, "input": key, "output": value}
@@ -59,44 +60,10 @@ def test_hostile_data_stays_as_it_is(hostile: str) -> None:
     assert fruits().prompt(LEMON, [record]) == f"{hostile}: {hostile}\nlemon:"
 
 
-@given(st.text(), st.text())
-def test_rendering_puts_any_text_in_unchanged(asked: str, answer: str) -> None:
-    assert render("<{a}|{b}|{a}>", {"a": asked, "b": answer}) == f"<{asked}|{answer}|{asked}>"
-
-
-def test_doubled_braces_are_plain_ones() -> None:
-    assert render('{{"fruit": "{a}"}}', {"a": "plum"}) == '{"fruit": "plum"}'
-    assert fields('{{"fruit": "{a}"}} {b c}') == ["a", "b c"]
-
-
-@pytest.mark.parametrize(
-    "text", ["{input.__class__}", "{input[0]}", "{input!r}", "{input:>9}", "{}", "{0}", "{inputs}"]
-)
-def test_only_plain_names_are_fields(text: str) -> None:
-    with pytest.raises(UserError, match=re.escape(f"template field {text}: the record has id, input, output")):
-        render(text, LEMON)
-
-
 @given(st.text().filter(str.strip))
 def test_a_query_never_ends_in_white_space(text: str) -> None:
     query = fruits(template=Template(query="fruit {input}")).query({**LEMON, "input": text + " \n"})
     assert query == "fruit " + text.rstrip()
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ({"query": "{input}: "}, "ends in white space: start the target"),
-        ({"query": "{input}\n"}, "ends in white space"),
-        ({"query": "which fruit?"}, "names no field"),
-        ({"target": "{output}"}, "write the delimiter"),
-        ({"target": " yes"}, "write the delimiter"),
-        ({"separator": ""}, "separator '' is empty"),
-    ],
-)
-def test_a_template_is_checked(parts: dict[str, str], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        Template(**parts)
 
 
 @pytest.mark.parametrize(

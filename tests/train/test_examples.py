@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from limbeck.model.errors import UserError
 from limbeck.model.tokenizer import Tokenizer, byte_tokenizer
 from limbeck.model.tokenizer.files import Parts
-from limbeck.tasks.task import Task, Template
+from limbeck.tasks.task import Task
+from limbeck.tasks.template import Template
 from limbeck.train import examples as module
 from limbeck.train.examples import Example, chunked, completions, conversations, documents, labelled
 

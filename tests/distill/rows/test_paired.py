@@ -22,7 +22,8 @@ from limbeck.model.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, t
 from limbeck.model.tokenizer.files import Parts
 from limbeck.model.transformer import apply, init
 from limbeck.prompting.demonstrations import choose
-from limbeck.tasks.task import Record, Task, Template
+from limbeck.tasks.task import Record, Task
+from limbeck.tasks.template import Template
 from limbeck.train.data import Rows, batches, pack
 from limbeck.train.examples import Example, completions, documents
 

@@ -12,7 +12,8 @@ from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.tokenizer import byte_tokenizer
 from limbeck.model.transformer import init
-from limbeck.tasks.task import Task, Template
+from limbeck.tasks.task import Task
+from limbeck.tasks.template import Template
 from limbeck.train.data import pack
 from limbeck.train.examples import completions
 from limbeck.train.loss import token_loss

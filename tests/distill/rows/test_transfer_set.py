@@ -10,7 +10,8 @@ from limbeck.distill.rows.transfer_set import answered, sampled, write_transfer_
 from limbeck.inference.requests import GenerateRequest, Generation
 from limbeck.model.errors import UserError
 from limbeck.model.tokenizer import byte_tokenizer
-from limbeck.tasks.task import Task, Template
+from limbeck.tasks.task import Task
+from limbeck.tasks.template import Template
 
 TOKENIZER = byte_tokenizer()
 DRAFTS = [("fig", True), (" plum ", True), ("fig", True), ("", True), ("unfinished", False), ("mute", True)]
