@@ -16,8 +16,9 @@ class PretrainingConfig:
     texts: tuple[str, ...] = ()  # files and folders of text, as `tasks.texts.read_texts` takes them
     tasks: tuple[tuple[str, str], ...] = ()  # whose training queries are text too: (path, description in JSON or "")
     solved: tuple[tuple[str, str], ...] = ()  # whose training records are text, several solved ones a document
+    ruled: tuple[str, ...] = ()  # texts whose words are put through rules of spelling, several to a document
     chats: tuple[str, ...] = ()  # files and folders of conversations: what the assistant says counts
-    weights: tuple[float, ...] = ()  # shares of texts, tasks, solved and chats in this order; empty: by their tokens
+    weights: tuple[float, ...] = ()  # shares of the sources above in this order; empty: by their tokens
     root: str = "."  # what the paths above begin at
     model: str = "tiny"  # name of a size, for random parameters; or file or folder of a foundation
     tokenizer: str = ""  # of random parameters: file or folder of one; empty: a byte-level BPE learned from the text
@@ -40,10 +41,10 @@ class PretrainingConfig:
         one_of("remat", self.remat, get_args(Remat))
         if not 0 < self.held_out < 1:
             raise UserError(f"held_out={self.held_out}: must lie between 0 and 1, such as 0.05")
-        sources = len(self.texts) + len(self.tasks) + len(self.solved) + len(self.chats)
+        sources = sum(map(len, (self.texts, self.tasks, self.solved, self.ruled, self.chats)))
         if not sources:
             raise UserError("texts is empty: name at least one file or folder of text, a task, or chats")
         if self.weights and len(self.weights) != sources:
             raise UserError(
-                f"weights {self.weights} are {len(self.weights)}, the texts, tasks, solved and chats {sources}"
+                f"weights {self.weights} are {len(self.weights)}, the texts, tasks, solved, ruled and chats {sources}"
             )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -13,6 +13,7 @@ from limbeck.model.tokenizer import Tokenizer
 from limbeck.tasks.sources import load_task
 from limbeck.tasks.task import Record, Task
 from limbeck.tasks.texts import read_chats, read_texts
+from limbeck.tasks.word_rules import ruled_texts, words_of
 from limbeck.train.data import Rows, pack
 from limbeck.train.examples import chunked, conversations, documents
 from limbeck.train.row_cache import cached, rows_key
@@ -35,8 +36,9 @@ class Source(NamedTuple):
 
 
 def read_sources(config: PretrainingConfig) -> list[Source]:
-    """All that a config names, in its order: texts, the queries of tasks, solved records of tasks, chats."""
+    """All that a config names, in its order: texts, queries of tasks, solved records of tasks, ruled words, chats."""
     root, sources = Path(config.root), []
+    untold: set[str] = set()  # words that a held-out record asks about: rules do not tell of them either
     for path in config.texts:
         found = read_texts(root / path, on_bad_row=config.on_bad_row)
         texts = [document.text for document in found.documents]
@@ -52,9 +54,17 @@ def read_sources(config: PretrainingConfig) -> list[Source]:
         task = load_task(root / path, description=described, on_bad_row=config.on_bad_row)
         # Held out are records, not documents: what one holds would else stand in others too.
         parts = by_content(task.splits["train"], task.query, config.held_out)
+        others = [record for split in task.splits if split != "train" for record in task.splits[split]]
+        untold |= _single_words(map(task.query, (*parts[1], *others)))
         training, held_out = (solved_texts(task, records, config.seed) for records in parts)
         places = {text: f"solved records of {path}" for text in (*training, *held_out)}
         sources.append(Source("documents", training, held_out, places, task.skipped))
+    for path in config.ruled:
+        found = read_texts(root / path, on_bad_row=config.on_bad_row)
+        words = words_of((document.text for document in found.documents), untold)
+        training, held_out = (ruled_texts(part, config.seed) for part in by_content(words, str, config.held_out))
+        places = {text: f"words of {path}" for text in (*training, *held_out)}
+        sources.append(Source("documents", training, held_out, places, found.skipped))
     for path in config.chats:
         read = read_chats(root / path, on_bad_row=config.on_bad_row)
         parts = by_content([chat.messages for chat in read.chats], json.dumps, config.held_out)
@@ -78,6 +88,12 @@ def solved_texts(task: Task, records: Sequence[Record], seed: int) -> list[str]:
             mixed = random.Random(f"{seed}/{number}/{name}").sample(lines, len(lines))
             texts += [task.template.separator.join(mixed[i : i + _SHOWN]) for i in range(0, len(mixed), _SHOWN)]
     return list(dict.fromkeys(texts))
+
+
+def _single_words(queries: Iterable[str]) -> set[str]:
+    """Of queries that ask about one word, as 'lemon:', that word."""
+    found = map(words_of, ([query] for query in queries))
+    return {words[0] for words in found if len(words) == 1}
 
 
 def hold_out(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:

@@ -77,7 +77,7 @@ def test_a_few_documents_lose_their_ends_and_many_lose_whole_ones():
     "change, message",
     [
         ({"dtype": "float64"}, "unknown dtype 'float64'"),
-        ({"weights": (1.0, 2.0)}, "are 2, the texts, tasks, solved and chats 1"),
+        ({"weights": (1.0, 2.0)}, "are 2, the texts, tasks, solved, ruled and chats 1"),
         ({"held_out": 1.0}, "held_out=1.0"),
         ({"texts": ()}, "texts is empty"),
     ],
