@@ -8,13 +8,25 @@ change, is run once (`sharing.py`), and so is a prompt with several options.
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from limbeck.inference import classify
 from limbeck.inference.batches import batches, bucket, padded
-from limbeck.inference.requests import GenerateRequest, Generation, ScoreRequest, Scores
+from limbeck.inference.requests import (
+    EmbedRequest,
+    GenerateRequest,
+    Generation,
+    HeadRequest,
+    Request,
+    Result,
+    ScoreRequest,
+    Scores,
+    Values,
+)
 from limbeck.inference.scoring import Row, Scored, mean_hidden, score_options, score_rows
 from limbeck.inference.sharing import longest_short, shared_starts, slots
 from limbeck.model.config import ModelConfig
@@ -51,6 +63,7 @@ class Engine:
         self.dtype = config.dtype
         self.share = share
         self.tokens_run = 0  # tokens that went through the model so far, padding left out
+        self.indexes: dict[tuple[str, str], Any] = {}  # of texts, by this model's vectors too: `prompting` keeps them
         self._models = {"": params}
         self._stops: dict[tuple[str, ...], jax.Array] = {}
 
@@ -98,6 +111,35 @@ class Engine:
     def tokenizer_digest(self) -> str:
         """Hex SHA-256 of the tokenizer."""
         return self.tokenizer.digest
+
+    def check(self, request: Request) -> None:
+        """Raises UserError for a request that this engine cannot take."""
+        if isinstance(request, GenerateRequest):
+            self._check_room(request, request.sampling.max_new_tokens)
+        elif isinstance(request, ScoreRequest):
+            if not request.options or not all(request.options):
+                raise UserError("scoring needs one or more options, none of them empty")
+            self._check_room(request, max(map(len, request.options)))
+        else:
+            self._check_room(request, 1)
+            if isinstance(request, HeadRequest) and not self.config.labels:
+                raise UserError("the model has no head for classification or regression: its config names no labels")
+
+    def answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
+        """(index, result) of each request, in the order in which they are done."""
+        for kind in dict.fromkeys(map(type, requests)):
+            own = [i for i, request in enumerate(requests) if type(request) is kind]
+            asked: Any = [requests[i] for i in own]
+            if kind is GenerateRequest:
+                yield from zip(own, self.generate(asked), strict=True)
+            elif kind is ScoreRequest:
+                yield from zip(own, self.score(asked), strict=True)
+            elif kind is EmbedRequest:
+                found_ND = self.embed([request.prompt for request in asked])
+                yield from ((i, Values(tuple(found_D.tolist()))) for i, found_D in zip(own, found_ND, strict=True))
+            else:
+                found_NC = classify.score(self.config, self.params, [request.prompt for request in asked])
+                yield from ((i, Values(tuple(found_C.tolist()))) for i, found_C in zip(own, found_NC, strict=True))
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """A continuation for each request, in their order; its text ends before the first stop string.
@@ -250,7 +292,7 @@ class Engine:
         alike = limit is None or max(ends) <= limit or min(ends) > limit
         return self.share and len(request.options) > 1 and alike
 
-    def _check_room(self, request: GenerateRequest | ScoreRequest, tokens: int) -> None:
+    def _check_room(self, request: Request, tokens: int) -> None:
         check_room(self.config, len(request.prompt), tokens, self.prefix(request.adapter))
 
     def _pad(self, rows: Sequence[Sequence[int]], length: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -39,6 +39,22 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True)
+class EmbedRequest:
+    """The mean of a text's last hidden states, of length one; `adapter` as in `GenerateRequest`."""
+
+    prompt: tuple[int, ...]
+    adapter: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class HeadRequest:
+    """What a model's head says of a text: a logit for each label, or a number; `adapter` as in `GenerateRequest`."""
+
+    prompt: tuple[int, ...]
+    adapter: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
 class Generation:
     """A continuation without its stop string; logprob is the sum over its tokens, in nats."""
 
@@ -59,3 +75,14 @@ class Scores:
     logprobs: tuple[float, ...]
     lengths: tuple[int, ...]
     greedy: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True)
+class Values:
+    """The numbers that an embedding or a head is made of."""
+
+    values: tuple[float, ...]
+
+
+Request = GenerateRequest | ScoreRequest | EmbedRequest | HeadRequest
+Result = Generation | Scores | Values
