@@ -92,7 +92,7 @@ def advice(rows: Sequence[Mapping[str, Any]], metric: str, unit: str = "seconds"
 
     A row's `difference` is its paired difference from the best one {"ci95": [low, high]}, by what each record is worth
     (of a correlation its squared error): as good is what the test records cannot tell from the best, or find better.
-    Empty where nothing was measured.
+    Where there is only one it is to be taken, whatever it costs. Empty where nothing was measured.
     """
     scored = {row["method"]: score for row in rows if (score := score_of(dict(row), metric)) is not None}
     if not scored:
@@ -101,22 +101,19 @@ def advice(rows: Sequence[Mapping[str, Any]], metric: str, unit: str = "seconds"
     best = max(scored, key=lambda method: sign * scored[method]["value"])
     costs = _costs(rows, unit)
     good = {row["method"] for row in rows if row["method"] in scored and _as_good(row)} | {best}
-    found = cheapest({method: costs[method] for method in costs if method in good}) if good & costs.keys() else []
-    told = f"the best ({best}, {metric} {scored[best]['value']:.3g})"
-    if not found:
-        return f"Take {told}: what it costs was not measured."
-    among = (
-        f"Of the {len(good)} methods that {scored[best]['n']:,} test records cannot tell from {told}, "
-        if len(good) > 1
-        else f"No other method is as good as {told}: "
-    )
-    parts = [f"{found[0][1]} costs least" + (f" up to {found[1][0]:,.0f} requests" if len(found) > 1 else "")]
-    parts += [
-        f"{method} from there" + (f" to {found[i + 1][0]:,.0f}" if i + 1 < len(found) else " on")
-        for i, (_, method) in enumerate(found)
-        if i
-    ]
-    return f"{among}{', '.join(parts)} (in {unit})."
+    value, n = f"{metric} {scored[best]['value']:.3g}", f"{scored[best]['n']:,} test records"
+    if len(good) == 1:
+        return f"Take {best} ({value})" + (f": on {n} no other method is as good." if len(scored) > 1 else ".")
+    if not good & costs.keys():
+        return f"Take the best ({best}, {value}): what it costs was not measured."
+    found = cheapest({method: costs[method] for method in costs if method in good})
+    among = f"Of the {len(good)} methods that {n} cannot tell from the best ({best}, {value}), "
+    among += f"{found[0][1]} costs least "
+    if len(found) == 1:
+        return f"{among}however many requests there are (in {unit})."
+    ends = [f"{at:,.0f}" for at, _ in found[1:]]
+    later = [f"{method} from there to {end}" for (_, method), end in zip(found[1:-1], ends[1:], strict=True)]
+    return f"{among}{', '.join([f'up to {ends[0]} requests', *later, f'{found[-1][1]} from there on'])} (in {unit})."
 
 
 def _as_good(row: Mapping[str, Any]) -> bool:

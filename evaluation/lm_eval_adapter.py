@@ -34,6 +34,7 @@ except ImportError as error:
     raise UserError(f"this needs lm-eval, which cannot be imported ({error}): pip install 'limbeck[eval]'") from error
 
 _PORTION = 256  # requests between two moves of the progress bar
+_TOGETHER = 64  # requests run at once, where it is left to us
 _NEW_TOKENS = 256  # lm-eval's, for a task that does not say
 _TOP_K = 50  # of a sampled answer for which a task says nothing: transformers' own
 _WITHOUT_EFFECT = {"num_beams": 1, "repetition_penalty": 1.0}
@@ -57,10 +58,10 @@ class LimbeckLM(LM):
         given = {**{name: value for name, value in (additional_config or {}).items() if value}, **arg_dict}
         for name in given:
             one_of("model argument", name, ("pretrained", "dtype", "batch_size", "max_batch_size", "device"))
+        size = _batch_size(given.get("batch_size", "auto"))
         model = load_pretrained(given.get("pretrained", ""), dtype=given.get("dtype"))
         if model.tokenizer is None:
             raise UserError(f"{given['pretrained']} has no tokenizer; put its tokenizer.json beside it")
-        size = int(given.get("batch_size", 64))
         return cls(Engine(model.config, model.params, model.tokenizer, size, model.digest))
 
     @classmethod
@@ -180,6 +181,16 @@ class LimbeckLM(LM):
 
 
 register_model("limbeck")(LimbeckLM)
+
+
+def _batch_size(asked: int | str) -> int:
+    """Requests that are run together; lm-eval's "auto", and "auto:4", which tries again so often, leave it to us."""
+    text = str(asked)
+    if text.partition(":")[0] == "auto":
+        return _TOGETHER
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"batch_size={text}: give a whole number from 1 on, or auto, which is {_TOGETHER} here")
+    return int(text)
 
 
 def read_settings(settings: Mapping[str, Any], eos: str) -> tuple[Sampling, tuple[str, ...]]:

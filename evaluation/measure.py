@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from limbeck.evaluation.asked import changes
 from limbeck.evaluation.energy import Meter
 from limbeck.inference.engine import Engine
 from limbeck.inference.requests import GenerateRequest, ScoreRequest
@@ -18,7 +19,7 @@ from limbeck.model.flops import forward_flops
 from limbeck.model.params import count, nbytes
 from limbeck.model.progress import no_progress
 from limbeck.prompting.config import PromptConfig
-from limbeck.prompting.predict import Predictions, answer_tokens, make_requests, predict
+from limbeck.prompting.predict import Predictions, answer_tokens, examples_for, make_requests, predict
 from limbeck.prompting.prompts import scored
 from limbeck.tasks.metrics import METRICS
 from limbeck.tasks.task import Record, Task
@@ -67,32 +68,52 @@ def all_metrics(task: Task, predictions: Sequence[str], answers: Sequence[str]) 
     No records is a UserError.
     """
     fitting = [name for name, metric in METRICS.items() if task.kind in metric.kinds and name != task.metric]
-    scores = {name: METRICS[name].score(predictions, answers) for name in (task.metric, *fitting)}
-    return {name: {"value": s.value, "ci95": list(s.ci95), "n": s.n} for name, s in scores.items()}
+    return {name: measured(name, predictions, answers) for name in (task.metric, *fitting)}
+
+
+def measured(metric: str, predictions: Sequence[str], answers: Sequence[str]) -> dict[str, Any]:
+    """{"value", "ci95", "n"} of one metric. No records is a UserError."""
+    score = METRICS[metric].score(predictions, answers)
+    return {"value": score.value, "ci95": list(score.ci95), "n": score.n}
 
 
 def measure(
     task: Task, engine: Engine, records: Sequence[Record], prompt: PromptConfig = PromptConfig()
 ) -> tuple[dict[str, Any], Predictions]:
-    """The part of a row that comes of asking: quality with its intervals, prompt tokens, latency, energy, FLOPs.
+    """The part of a row that comes of asking: quality with its intervals, prompt tokens, latency, energy, FLOPs; how.
 
-    Where all prompts begin alike, as with fixed examples, also what a request costs once that has been read and kept.
+    A request finds its examples and is answered; where all prompts begin alike, as with fixed examples, also what it
+    costs once that has been read and kept.
     """
     predictions = predict(task, engine, records, prompt)
     answers = [task.answer(record) for record in records]
     single = Engine(engine.config, engine.params, engine.tokenizer, batch_size=1)
-    requests, _ = make_requests(task, engine, records[:_TIMED], prompt)  # which embeds many examples together
+    single.indexes = engine.indexes  # made of many texts together; what is looked up in them comes alone
+    first = records[:_TIMED]
+    requests, _ = make_requests(task, engine, first, prompt)
+    choose = examples_for(task, single, prompt)
+    run_before = single.tokens_run
+    choose.many(first)
+    looked_up = (single.tokens_run - run_before) / len(first)  # tokens a request by which its examples are found
+    finding = forward_flops(engine.config, engine.params, looked_up, looked_up / 2)
+
+    def ask(asked: tuple[Record, Sequence[GenerateRequest | ScoreRequest]]) -> None:
+        choose(asked[0])
+        for request in asked[1]:
+            serve(single, request)
+
     timed = [_draws(request, prompt.samples) for request in requests]
     with Meter() as meter:
-        latency = timing(lambda asked: [serve(single, request) for request in asked], timed)
+        latency = timing(ask, list(zip(first, timed, strict=True)))
     total = request_tokens(task, single, requests, prompt)
     row: dict[str, Any] = {
         "metrics": all_metrics(task, predictions.answers, answers),
+        "prompt": {**changes(prompt), "seed": prompt.seed},
         "prompt_tokens": float(np.mean(predictions.prompt_tokens)),
         "dropped_examples": predictions.dropped,
         "latency_ms_p50": latency.ms,
         "joules_per_prediction": None if meter.joules is None else meter.joules / latency.calls,
-        "flops_per_request": forward_flops(engine.config, engine.params, total, total / 2),
+        "flops_per_request": finding + forward_flops(engine.config, engine.params, total, total / 2),
         "params_total": count(engine.params),
         "bytes": nbytes(engine.params),
     }
@@ -102,8 +123,8 @@ def measure(
             name = single.keep(requests[0].prompt[:start])
             rests = [[replace(each, prompt=each.prompt[start:], adapter=name) for each in asked] for asked in timed]
             left, context = total - start * prompt.samples, start + (total - start) / 2
-            row["latency_ms_prefix"] = median_ms(lambda asked: [serve(single, request) for request in asked], rests)
-            row["flops_per_request_prefix"] = forward_flops(engine.config, engine.params, left, context)
+            row["latency_ms_prefix"] = median_ms(ask, list(zip(first, rests, strict=True)))
+            row["flops_per_request_prefix"] = finding + forward_flops(engine.config, engine.params, left, context)
     return row, predictions
 
 

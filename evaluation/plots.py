@@ -35,7 +35,7 @@ _ALIASES = {
 }
 _MARKERS = {"zero_shot": "o", "one_shot": "o", "few_shot": "o", "distilled": "D", "student_alone": "D"}
 CROWD = 12  # methods from which on a picture of them is large
-_DASHES = (0, (4, 3))
+DASHES = (0, (4, 3))
 INK = "#767777"  # stands for the page's text colour: replaced by currentColor below
 _STYLE = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 9.5, "axes.titlesize": 9.5,
@@ -125,7 +125,7 @@ def quality(rows: Sequence[dict[str, Any]], metric: str, key: str, label: str) -
             ax.axhline(0, color=INK, linewidth=0.6)
         steps = sorted({(cost[i], value[i]) for i in front})
         ends = [*steps, (ax.get_xlim()[1], steps[-1][1])]
-        ax.step(*zip(*ends, strict=True), where="post", color=INK, linewidth=1, alpha=0.6, linestyle=_DASHES)
+        ax.step(*zip(*ends, strict=True), where="post", color=INK, linewidth=1, alpha=0.6, linestyle=DASHES)
         for index, (name, x, score) in enumerate(marks):
             shade = colour(name)
             if score.get("ci95") is not None:
@@ -142,52 +142,6 @@ def quality(rows: Sequence[dict[str, Any]], metric: str, key: str, label: str) -
         _name_points(figure, ax, dict(zip(names, points, strict=True)), lines)
 
     return draw(f"{words(metric)} against {label}", (860, 440) if crowded else (380, 290), paint)
-
-
-def break_even_lines(table: Sequence[dict[str, Any]], unit: str) -> str:
-    """Cumulative cost in `unit` against the number of requests, log-log, one line a method, crossings marked.
-
-    `table` is `break_even_table`'s. Returns "" where it has nothing in that unit.
-    """
-    table = [entry for entry in table if entry["unit"] == unit]
-    if not table:
-        return ""
-    costs = {}
-    for entry in table:
-        costs[entry["from"]] = (entry["fixed_from"], entry["per_request_from"])
-        costs[entry["to"]] = (entry["fixed_to"], entry["per_request_to"])
-    crossings = [(entry["requests"], entry["to"]) for entry in table if entry["requests"]]
-    last = 30 * max([requests for requests, _ in crossings], default=1e4)
-
-    def paint(figure: "Figure") -> None:
-        ax = figure.subplots()
-        requests = np.geomspace(1, last, 200)
-        names = in_order(list(costs))
-        for name in names:
-            fixed, each = costs[name]
-            ax.plot(requests, fixed + each * requests, color=colour(name), linewidth=1.6)
-        totals = [fixed + each * count for fixed, each in costs.values() for count in (1, last)]
-        bottom = max(min(totals), 1e-6 * max(totals)) / 2
-        ax.set(xscale="log", yscale="log", xlim=(1, last), ylim=(bottom, 4 * max(totals)))
-        for count, name in crossings:
-            y = costs[name][0] + costs[name][1] * count
-            ax.plot(count, y, "o", color=colour(name), markersize=5, zorder=5)
-            ax.plot([count] * 2, [bottom, y], color=colour(name), linewidth=0.9, linestyle=(0, (2, 2)))
-        quantities(ax.xaxis, "requests")
-        quantities(ax.yaxis, f"cost so far, {unit}")
-        ends = np.array([[last, costs[name][0] + costs[name][1] * last] for name in names])
-        width = figure.get_figwidth() * 72
-        figure.get_layout_engine().set(rect=(0, 0, 1 - 66 / width, 1))  # type: ignore[union-attr]
-        figure.draw_without_rendering()
-        ends_px = ax.transData.transform(ends)[:, 1]
-        for name, end_px, text_px in zip(names, ends_px, spread_apart(ends_px, 11.5), strict=True):
-            ax.annotate(
-                one_line(name, 12), (1, end_px), (5, text_px - end_px), va="center", color=colour(name),
-                xycoords=("axes fraction", "figure pixels"), textcoords="offset points", fontsize=9,
-                annotation_clip=False,
-            ).set_in_layout(False)
-
-    return draw(f"cost in {unit} against requests", (380, 280), paint)
 
 
 def bias_intervals(rows: Sequence[dict[str, Any]]) -> str:
@@ -208,7 +162,7 @@ def bias_intervals(rows: Sequence[dict[str, Any]]) -> str:
                     ax.plot(row["ci95"], [place] * 2, color=shade, linewidth=2.2, alpha=0.6)
                 ax.plot(row["value"], place, "o", color=shade, markersize=6.5)
                 if row.get("ideal") is not None:
-                    ax.axvline(row["ideal"], color=INK, linewidth=1, linestyle=_DASHES)
+                    ax.axvline(row["ideal"], color=INK, linewidth=1, linestyle=DASHES)
             ax.set_title(one_line(probe, 44), loc="left")
             ax.set_yticks(range(len(models)), [one_line(model, 18) for model in models])
             ax.set_ylim(len(models) - 0.4, -0.6)
@@ -267,6 +221,23 @@ def _name_points(
         ax.annotate(
             text, anchor, centre, xycoords="figure pixels", textcoords="figure pixels",
             ha="center", va="center", fontsize=9, color=shade, arrowprops=line if far else None,
+        ).set_in_layout(False)
+
+
+def name_ends(
+    figure: "Figure", ax: "Axes", names: Sequence[tuple[str, str]], ends: Sequence[tuple[float, float]]
+) -> None:
+    """Writes names, each (text, colour), right of the plot, beside the ends of their lines (in data coordinates)."""
+    width, height = 72 * figure.get_size_inches()
+    figure.get_layout_engine().set(rect=(0, 0, 1 - 82 / width, 1))  # type: ignore[union-attr]
+    figure.draw_without_rendering()
+    ends_px = ax.transData.transform(np.array(ends))[:, 1]
+    texts_px = spread_apart(ends_px, 11.5)
+    texts_px -= max(texts_px.max() + 6 - height, 0)
+    for (name, shade), end_px, text_px in zip(names, ends_px, texts_px, strict=True):
+        ax.annotate(
+            one_line(name, 15), (1, end_px), (5, text_px - end_px), va="center", color=shade, fontsize=9,
+            xycoords=("axes fraction", "figure pixels"), textcoords="offset points", annotation_clip=False,
         ).set_in_layout(False)
 
 

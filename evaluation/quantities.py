@@ -58,3 +58,8 @@ def one_line(text: str, width: int | None = None) -> str:
     """`text` without line breaks and control characters (terminals obey them), cut to `width` characters."""
     line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text).strip()
     return line if width is None or len(line) <= width else line[: width - 1].rstrip() + "…"
+
+
+def printable(text: str) -> str:
+    """`text` in its own lines, with a mark in the place of every other control character."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)

@@ -20,6 +20,12 @@ _BOUNDS = {
     **dict.fromkeys(("bleu", "chrf"), (0.0, 100.0)),
     "calibration_error": (0.0, 1.0),
 }
+# By what one answer alone is measured, of metrics that are no mean over records. BLEU of a text of fewer than four
+# words is 0 even where it is right.
+BY_RECORD: dict[str, str] = {
+    **dict.fromkeys(("macro_f1", "matthews", "micro_f1", "label_macro_f1"), "accuracy"), "bleu": "chrf",
+}
+_COUNTS_HITS = ("accuracy", "macro_f1", "matthews", "micro_f1", "label_macro_f1", "exact_match")
 
 
 def words(metric: str) -> str:
@@ -35,6 +41,11 @@ def heading(metric: str) -> str:
 def higher_is_better(metric: str) -> bool:
     """Also of metrics that no task has, such as perplexity."""
     return METRICS[metric].higher_is_better if metric in METRICS else metric not in _LOWER_IS_BETTER
+
+
+def counts_hits(metric: str) -> bool:
+    """Whether one answer is right or wrong by the metric, and nothing in between."""
+    return metric in _COUNTS_HITS
 
 
 def score_of(row: dict[str, Any], metric: str) -> dict[str, Any] | None:

@@ -17,17 +17,20 @@ from limbeck.distill.rows.token_bytes import first_byte_V
 from limbeck.distill.rows.transfer_set import answered, sampled, write_transfer_set
 from limbeck.distill.schedules import scheduled
 from limbeck.distill.students.config import StudentConfig
-from limbeck.distill.students.start import student_of
+from limbeck.distill.students.shape import between
+from limbeck.distill.students.start import student_of, student_shape
 from limbeck.distill.teacher import distillation_loss, student_only, with_teacher
 from limbeck.experiments.answering import Setting
 from limbeck.experiments.distillation_config import TeachingConfig
 from limbeck.experiments.rundir import cache_folder, stage
 from limbeck.experiments.start import Start, Taught
 from limbeck.inference.engine import Engine
+from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.flops import forward_flops
 from limbeck.model.params import count
 from limbeck.model.pretrained import save_pretrained
+from limbeck.model.transformer import shapes
 from limbeck.prompting.predict import answer_tokens
 from limbeck.tasks.task import Record
 from limbeck.train.config import FitConfig
@@ -36,13 +39,13 @@ from limbeck.train.examples import completions
 from limbeck.train.loss import Batch
 from limbeck.train.select import Selection
 
-_MEASURED = 8  # batches on which what is pruned is found unimportant
+_MEASURED = 8  # rows at least, in whole batches, on which what is pruned is found unimportant
 
 
 def student_folder(
     student: StudentConfig, teacher: Start, batches: Callable[[int], Sequence[Batch]], folder: Path, seed: int
 ) -> str:
-    """The folder of the student as it starts, made once; `batches(n)` say what is important in one that is pruned."""
+    """The folder of the student as it starts, made once; `batches(n)`, of n rows, say what of it a pruned one keeps."""
     if student.folder:
         return student.folder
 
@@ -54,6 +57,15 @@ def student_folder(
 
     stage(folder, "start", made)
     return str(folder / "start")
+
+
+def start_flops(student: StudentConfig, teacher: ModelConfig, fit: FitConfig) -> float:
+    """FLOPs of making what a student starts from: of one that is pruned the forward passes before each cut."""
+    if student.start != "pruned":
+        return 0.0
+    rows = -(-_MEASURED // fit.batch_size) * fit.batch_size
+    measured = [teacher, *between(teacher, student_shape(student, teacher), student.cuts)[:-1]]
+    return sum(forward_flops(config, shapes(config), rows * fit.length, fit.length / 2) for config in measured)
 
 
 def taught_by(

@@ -7,12 +7,13 @@ import random
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from limbeck.model.errors import UserError, nearest, one_of
 from limbeck.prompting.config import PromptConfig
-from limbeck.prompting.similarity import best, by_vectors, by_words, mmr
+from limbeck.prompting.similarity import Kept, best, by_vectors, by_words, mmr, once, vectors
 from limbeck.tasks.task import Record, Task
 from limbeck.tasks.template import fields, render
 
@@ -30,7 +31,9 @@ class Chooser:
         return self.many([record])[0]
 
 
-def chooser(task: Task, config: PromptConfig, embed: Embed | None = None, split: str = "train") -> Chooser:
+def chooser(
+    task: Task, config: PromptConfig, embed: Embed | None = None, split: str = "train", kept: Kept | None = None
+) -> Chooser:
     """What gives a record its `config.shots` examples, solved records of `split`, as they stand in the prompt.
 
     All have different queries, and none is the record itself by id or by query (texts that are one in Unicode's form
@@ -39,6 +42,7 @@ def chooser(task: Task, config: PromptConfig, embed: Embed | None = None, split:
     shots are the first of those of k + 1, as long as their order is as_is: with `nearest` (cosine of `embed`) and
     `bm25` the most similar is the first, with `diverse` (MMR, by `embed` if it is given, else by BM25) the first
     that is taken. Equally similar ones are drawn. `fixed` ones are drawn once (in each group) if none are named.
+    What similar ones are looked up in is made once of the same records and the same model, whose `kept` it stays in.
 
     Raises UserError, here or when a record is asked for: more shots than there are records to show, no such split or
     named example, a record that is among its own fixed examples, `balanced` without options, `nearest` without `embed`.
@@ -58,7 +62,7 @@ def chooser(task: Task, config: PromptConfig, embed: Embed | None = None, split:
         parts = _by_option(task, pool) if config.pick == "balanced" else None
         pick = _each(lambda record: _draw(task, record, config.shots, config.seed, split, parts, texts))
     else:
-        pick = _similar(task, config, embed, split, texts)
+        pick = _similar(task, config, embed, split, texts, {} if kept is None else kept)
     return Chooser(pick) if config.order != "shuffled" else Chooser(lambda records: _mixed(records, pick, config.seed))
 
 
@@ -203,7 +207,7 @@ def _named(task: Task, names: Sequence[str], split: str, texts: _TextsOf) -> tup
 
 
 def _similar(
-    task: Task, config: PromptConfig, embed: Embed | None, split: str, texts: _TextsOf
+    task: Task, config: PromptConfig, embed: Embed | None, split: str, texts: _TextsOf, kept: Kept
 ) -> Callable[[Sequence[Record]], list[tuple[Record, ...]]]:
     """The most similar ones; the pool's similarities are prepared once."""
     if config.pick == "nearest" and embed is None:
@@ -225,7 +229,10 @@ def _similar(
         return unicodedata.normalize("NFC", render(text, record))
 
     asked_of = [asked(record) for record in pool]
-    space = by_words(asked_of) if embed is None or config.pick == "bm25" else by_vectors(asked_of, embed)
+    if embed is None or config.pick == "bm25":
+        space = once(kept, by_words, "words", asked_of)
+    else:
+        space = by_vectors(once(kept, partial(vectors, embed=embed), "vectors", asked_of), embed)
 
     def pick(record: Record, relevance_N: np.ndarray) -> tuple[Record, ...]:
         group = _group(task, record)

@@ -6,6 +6,7 @@ Dimension key: `N` records, `O` options.
 import dataclasses
 import hashlib
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,10 +20,11 @@ from limbeck.model.tokenizer import Tokenizer
 from limbeck.prompting import votes
 from limbeck.prompting.compare import Make, compare, portions
 from limbeck.prompting.config import PromptConfig
-from limbeck.prompting.demonstrations import chooser
+from limbeck.prompting.demonstrations import Chooser, chooser
 from limbeck.prompting.prompts import Prompt, answer_text, make_prompt, scored, words
 from limbeck.prompting.scores import OptionScores, best, option_scores
 from limbeck.tasks.label_metrics import normalise
+from limbeck.tasks.number_metrics import number
 from limbeck.tasks.task import Record, Task
 from limbeck.tasks.template import fields, read_back
 
@@ -98,6 +100,21 @@ def make_requests(
     return [_request(each, prompt, new_tokens) for each in prompts], sum(each.dropped for each in prompts)
 
 
+def examples_for(task: Task, engine: Engine, prompt: PromptConfig) -> Chooser:
+    """Which examples stand before records. What similar ones are looked up in is made once and stays with the engine.
+
+    Raises UserError as `chooser` does.
+    """
+    room = engine.config.max_len - engine.prefix("")
+
+    def embed(texts: Sequence[str]) -> np.ndarray:  # of as much as the model can read: what is similar, not a prompt
+        return engine.embed([engine.tokenizer.prompt(text)[:room] for text in texts])
+
+    listed = prompt.form == "multiple_choice"
+    own = dataclasses.replace(prompt, query=words(task, prompt).query) if listed else prompt
+    return chooser(task, own, embed if prompt.pick in ("nearest", "diverse") else None, kept=engine.indexes)
+
+
 def answer_tokens(task: Task, tokenizer: Tokenizer, prompt: PromptConfig = PromptConfig()) -> int:
     """How many tokens an answer may take: the longest of the training split with its separator, and one more.
 
@@ -158,16 +175,28 @@ def stored_scores(asked: Sequence[Asked]) -> OptionScores:
     return option_scores(columns["logprob"], columns["tokens"], texts, columns.get("alone"), columns.get("domain"))
 
 
-def ensemble(task: Task, predictions: Sequence[Predictions]) -> tuple[str, ...]:
-    """The answers of several prompts together, about the same records: by the mean of what they find probable."""
-    assert task.options is not None
-    tables = [[each.scores["score"] for each in one.asked] for one in predictions]
-    return tuple(task.options[index] for index in best(votes.ensemble(tables)))
+def ensemble(task: Task, asked: Sequence[Sequence[Asked]]) -> tuple[str, ...]:
+    """The answers of several prompts together, each of which was asked about the same records.
+
+    Where all of them compared options it is the likeliest by the mean of what they find probable; where numbers were
+    written, the median of those that are; else the commonest answer, of equals the earlier prompt's.
+    """
+    if all(each.scores for one in asked for each in one):
+        assert task.options is not None
+        tables = [[each.scores["score"] for each in one] for one in asked]
+        return tuple(task.options[index] for index in best(votes.ensemble(tables)))
+    answers_NP = list(zip(*([each.answer for each in one] for one in asked), strict=True))  # P prompts
+    if task.kind != "regression":
+        return votes.majority(answers_NP)
+    return tuple(_median([value for said in answers if (value := number(said)) is not None]) for answers in answers_NP)
+
+
+def _median(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.6g}" if values else ""
 
 
 def _maker(task: Task, engine: Engine, prompt: PromptConfig) -> Make:
     """A function of records: their prompts; and of others in whose place they are, to which the examples belong."""
-    own = words(task, prompt)
     if task.kind != "classification" and (prompt.view != "sum" or prompt.calibration != "none"):
         raise UserError(
             f"view={prompt.view!r}, calibration={prompt.calibration!r}: for options that are compared, and task "
@@ -175,12 +204,7 @@ def _maker(task: Task, engine: Engine, prompt: PromptConfig) -> Make:
         )
     new_tokens = answer_tokens(task, engine.tokenizer, prompt)
     room = engine.config.max_len - engine.prefix("")
-
-    def embed(texts: Sequence[str]) -> np.ndarray:  # of as much as the model can read: what is similar, not a prompt
-        return engine.embed([engine.tokenizer.prompt(text)[:room] for text in texts])
-
-    listed = dataclasses.replace(prompt, query=own.query) if prompt.form == "multiple_choice" else prompt
-    choose = chooser(task, listed, embed if prompt.pick in ("nearest", "diverse") else None)
+    choose = examples_for(task, engine, prompt)
     return lambda records, others: [
         make_prompt(task, engine.tokenizer, prompt, record, examples, room, new_tokens)
         for record, examples in zip(records, choose.many(others), strict=True)

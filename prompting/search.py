@@ -43,10 +43,6 @@ class Found(NamedTuple):
     tokens: int  # those of the answers
     proposing_tokens: int  # those of writing proposals, which are not of the budget
 
-    def optimism(self, test: float) -> float:
-        """By how much validation flattered the choice: the best of many scores there is high by luck, too."""
-        return self.quality - test
-
 
 Propose = Callable[[Sequence[tuple[PromptConfig, float]]], Proposals]
 

@@ -4,20 +4,25 @@ Letters: N texts that are looked up, V words, D width of a vector.
 """
 
 import functools
+import hashlib
+import json
 import re
 import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 Rows = np.ndarray | slice  # of the texts: some, or slice(None) for all
+Kept = dict[tuple[str, str], Any]  # what was made of texts, by the name of what made it and their digest
+Made = TypeVar("Made")
 
 K1, B = 1.2, 0.75  # of BM25: where a word's count saturates, how much a text's length matters
 _LIKENESS = 0.5  # of MMR: its share against being unlike what was chosen before
 _WIDTH = 256  # candidates that MMR tries first
+_INDEXES = 4  # that are kept: a comparison asks for the same few again and again
 
 # Letters of scripts that put no space between words: Thai, Lao, Burmese, Khmer, kana, Han.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -32,17 +37,28 @@ class Space(NamedTuple):
     between: Callable[[int, Rows], np.ndarray]  # one of the N and rows of them -> their similarity with it
 
 
-def by_vectors(texts: Sequence[str], embed: Callable[[Sequence[str]], np.ndarray]) -> Space:
-    """Cosine of the vectors that `embed` gives to texts, [N, D]; with a vector of zeros it is 0."""
+def once(kept: Kept, make: Callable[[Sequence[str]], Made], name: str, texts: Sequence[str]) -> Made:
+    """What `make` makes of texts: out of `kept`, where the last few are, if it was made of them before."""
+    key = (name, hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest())
+    made = kept.pop(key) if key in kept else make(texts)
+    kept[key] = made  # the last one in the dict's order
+    for old in [*kept][:-_INDEXES]:
+        del kept[old]
+    return made
+
+
+def vectors(texts: Sequence[str], embed: Callable[[Sequence[str]], np.ndarray]) -> np.ndarray:
+    """x_ND: what `embed` gives to texts, each of length one; zeros stay zeros."""
+    x_ND = np.asarray(embed(texts), np.float32)
+    assert x_ND.ndim == 2 and len(x_ND) == len(texts) and np.isfinite(x_ND).all(), x_ND.shape
+    return x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def by_vectors(x_ND: np.ndarray, embed: Callable[[Sequence[str]], np.ndarray]) -> Space:
+    """Cosine of the `vectors` x_ND with those that `embed` gives to what is asked; with a vector of zeros it is 0."""
 
     def encode(asked: Sequence[str]) -> list[np.ndarray]:
-        if not asked:
-            return []
-        x_ND = np.asarray(embed(asked), np.float32)
-        assert x_ND.ndim == 2 and len(x_ND) == len(asked) and np.isfinite(x_ND).all(), x_ND.shape
-        return [*(x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), np.finfo(np.float32).tiny))]
-
-    x_ND = np.stack(encode(texts))
+        return [*vectors(asked, embed)] if asked else []
 
     def cosine(x_D: np.ndarray, rows: Rows) -> np.ndarray:
         return np.einsum("nd,d->n", x_ND[rows], x_D)  # unlike BLAS it rounds a row alike, whatever stands beside it

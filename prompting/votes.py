@@ -75,7 +75,23 @@ def accuracy_by_samples(
     return rows
 
 
+def shares(answers: Sequence[str], logprobs: Sequence[float]) -> dict[str, float]:
+    """{an answer to one record, as it was first written: its share of the weighted vote}, in the order they appeared.
+
+    Empty where all answers are. Raises as `weighted` does.
+    """
+    sums = _sums(answers, logprobs)
+    total = math.fsum(sums.values()) or 1.0
+    return {answer: each / total for answer, each in sums.items()}
+
+
 def _vote(answers: Sequence[str], logprobs: Sequence[float]) -> str:
+    sums = _sums(answers, logprobs)
+    return max(sums, key=lambda answer: sums[answer]) if sums else answers[0]
+
+
+def _sums(answers: Sequence[str], logprobs: Sequence[float]) -> dict[str, float]:
+    """{answer: its votes, of which each is at most one}; an empty answer has none."""
     if not answers or len(answers) != len(logprobs):
         raise ValueError(f"a record's votes: {len(answers)} answers, {len(logprobs)} log-probabilities")
     if not all(logprob < math.inf for logprob in logprobs):
@@ -83,16 +99,15 @@ def _vote(answers: Sequence[str], logprobs: Sequence[float]) -> str:
     votes: dict[str, list[float]] = {}
     written: dict[str, str] = {}
     for answer, logprob in zip(answers, logprobs, strict=True):
-        key = normalise(answer)
-        written.setdefault(key, answer)
-        if key:
+        if key := normalise(answer):
+            written.setdefault(key, answer)
             votes.setdefault(key, []).append(logprob)
-    if not votes:
-        return answers[0]
-    top = max(max(parts) for parts in votes.values())
+    top = max((max(parts) for parts in votes.values()), default=0.0)
     # fsum is exact, so that a tie is one in whatever order its parts came.
-    sums = {key: math.fsum(math.exp(x - top) if x > -math.inf else 0.0 for x in parts) for key, parts in votes.items()}
-    return written[max(sums, key=lambda key: sums[key])]
+    return {
+        written[key]: math.fsum(math.exp(x - top) if x > -math.inf else 0.0 for x in parts)
+        for key, parts in votes.items()
+    }
 
 
 def _counts(answers: Sequence[str], right: str) -> tuple[int, tuple[int, ...], int, bool]:

@@ -119,10 +119,22 @@ def test_advice_is_about_methods_as_good_as_the_best():
         "Of the 3 methods that 367 test records cannot tell from the best (full, accuracy 0.95), few_shot costs least "
         "up to 7,500 requests, distilled from there on (in seconds)."
     )
-    assert advice([rows[1]], "accuracy").startswith("No other method is as good as the best (zero_shot")
+    middle = measured("lora", 0.94, (-0.03, 0.01), 10, 8.0)
+    assert advice([*rows[:3], middle, rows[3]], "accuracy").endswith(
+        "few_shot costs least up to 5,000 requests, lora from there to 8,333, distilled from there on (in seconds)."
+    )
+    dearer = [measured("few_shot", 0.94, (-0.03, 0.01), 0, 2.0), rows[2]]
+    assert advice(dearer, "accuracy") == (
+        "Of the 2 methods that 367 test records cannot tell from the best (full, accuracy 0.95), few_shot costs least "
+        "however many requests there are (in seconds)."
+    )
+    assert advice([rows[1], rows[2]], "accuracy") == (
+        "Take full (accuracy 0.95): on 367 test records no other method is as good."
+    )
+    assert advice([rows[1]], "accuracy") == "Take zero_shot (accuracy 0.6)."  # there is nothing to set it beside
     assert advice([{"method": "commonest"}], "accuracy") == ""
-    unpriced = {"method": "a", "metrics": rows[0]["metrics"]}
-    assert advice([unpriced], "accuracy") == "Take the best (a, accuracy 0.94): what it costs was not measured."
+    unpriced = [{name: row[name] for name in row if name != "latency_ms_p50"} for row in dearer]
+    assert advice(unpriced, "accuracy") == "Take the best (full, accuracy 0.95): what it costs was not measured."
     # By a metric that is no mean over records, such as macro F1, another one may be better record by record.
     better = measured("few_shot", 0.94, (0.01, 0.03), 0, 10.0)
     assert advice([better, rows[2]], "accuracy").startswith("Of the 2 methods")

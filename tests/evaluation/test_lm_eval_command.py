@@ -40,6 +40,11 @@ def test_lm_eval_knows_us_by_name_beside_its_own(folder: Path):
     model = registry.get_model("limbeck").create_from_arg_string(arguments, {"batch_size": 3})
     assert isinstance(model, LimbeckLM)
     assert (model.engine.dtype, model.engine.batch_size) == ("bfloat16", 3)
+    for size in ("auto", "auto:4"):  # what lm-eval's command says too
+        assert LimbeckLM.create_from_arg_obj({"pretrained": str(folder), "batch_size": size}).engine.batch_size == 64
+    for size in ("big", "0", -2):
+        with pytest.raises(UserError, match=f"batch_size={size}: give a whole number from 1 on, or auto"):
+            LimbeckLM.create_from_arg_obj({"pretrained": str(folder), "batch_size": size})
     with pytest.raises(UserError, match="unknown model argument 'peft'"):
         LimbeckLM.create_from_arg_string(f"pretrained={folder},peft=x")
 

@@ -6,6 +6,7 @@ import pytest
 
 from limbeck.evaluation.measure import all_metrics, measure, timing
 from limbeck.inference.engine import Engine
+from limbeck.inference.sharing import common_start
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.flops import forward_flops
@@ -71,16 +72,35 @@ def test_examples_that_all_prompts_begin_with_have_a_price_of_their_own():
     # All queries begin alike, so a few tokens more than the examples are kept.
     least, most = (forward_flops(CONFIG, engine.params, left, total) for left in (rest - 12, rest))
     assert least < kept <= most
+    assert fixed["prompt"] == {"shots": 4, "pick": "fixed", "seed": 0}
     drawn, _ = measure(TASK, engine, test, PromptConfig(shots=4))
     assert not {"latency_ms_prefix", "flops_per_request_prefix"} & drawn.keys()
 
 
-def test_the_pool_of_similar_examples_is_embedded_in_batches(monkeypatch):
+def test_similar_examples_are_indexed_once_and_what_is_looked_up_is_in_the_price(monkeypatch):
     engine = Engine(CONFIG, init(CONFIG, jax.random.key(0)), byte_tokenizer(), batch_size=4)
-    sizes, embed = [], Engine.embed
-    monkeypatch.setattr(Engine, "embed", lambda self, texts: (sizes.append(self.batch_size), embed(self, texts))[1])
-    measure(TASK, engine, TASK.splits["test"][:3], PromptConfig(shots=1, pick="nearest"))
-    assert set(sizes) == {4}
+    test, calls, embed = TASK.splits["test"][:3], [], Engine.embed
+
+    def counted(self, texts):
+        calls.append((self.batch_size, len(texts)))
+        return embed(self, texts)
+
+    monkeypatch.setattr(Engine, "embed", counted)
+    instruction = "Say whether the fruit is sour or sweet. " * 2  # that is read once and kept
+    prompt = PromptConfig(shots=1, pick="nearest", instruction=instruction)
+    near, said = measure(TASK, engine, test, prompt)
+    assert calls.count((4, 12)) == 1 and (1, 12) not in calls  # the examples, many together
+    assert calls.count((1, 1)) > 2 * 2 * len(test)  # as live traffic comes: in both latencies
+    plain = sum(len(each.prompt_ids) for each in said.asked) / 3 + sum(len(f" {o}\n") - 1 for o in ("sour", "sweet"))
+    query = sum(len(byte_tokenizer().prompt(record["input"])) for record in test) / 3
+    parts = [forward_flops(CONFIG, engine.params, tokens, tokens / 2) for tokens in (plain, query)]
+    assert near["flops_per_request"] == pytest.approx(sum(parts))
+    start = common_start([each.prompt_ids for each in said.asked])
+    rest = forward_flops(CONFIG, engine.params, plain - start, start + (plain - start) / 2)
+    assert near["flops_per_request_prefix"] == pytest.approx(rest + parts[1])
+    calls.clear()
+    measure(TASK, engine, test, PromptConfig(shots=1, pick="bm25"))
+    assert not calls
 
 
 def test_short_calls_are_timed_often_and_every_call_is_counted():

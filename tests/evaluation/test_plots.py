@@ -14,7 +14,6 @@ ROWS = [
 def test_no_numbers_no_plot():
     assert plots.quality(ROWS, "accuracy", "params_total", "parameters") == ""
     assert plots.quality(ROWS[1:], "accuracy", "latency_ms_p50", "latency, ms") == ""  # one point says nothing
-    assert plots.break_even_lines([], "seconds") == ""
 
 
 def test_only_what_was_measured_is_named():
@@ -49,19 +48,6 @@ def test_text_is_text_in_any_script_and_never_markup():
     svg = plots.ambiguity_bars({"no examples": answers})
     assert "$\\frac$ &lt;b&gt;" in svg and "سیب" in svg and "苹果" in svg
     assert "<b>" not in svg
-
-
-def test_a_crossing_is_marked_and_a_method_that_never_pays_is_still_drawn():
-    def entry(to, requests):
-        costs = {"fixed_from": 0, "per_request_from": 2.0, "fixed_to": 10, "per_request_to": 1.0}
-        return {"from": "few_shot", "to": to, "unit": "seconds", "requests": requests, **costs}
-
-    dotted = r'stroke-dasharray[^"]*stroke: ' + plots.colour("full")
-    crossing = plots.break_even_lines([entry("full", 10.0)], "seconds")
-    assert len(re.findall(dotted, crossing)) == 1
-    never = plots.break_even_lines([entry("full", None)], "seconds")
-    assert not re.findall(dotted, never)
-    assert "few_shot" in never and "full" in never
 
 
 def filled(svg: str) -> set[str]:

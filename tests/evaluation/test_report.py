@@ -91,6 +91,24 @@ def regression():
     }
 
 
+@pytest.fixture
+def prompted(data):
+    """The rows of a comparison, of which one prompt has all that a prompt can have."""
+    variants = [
+        {"changes": {}, **score(0.8)},
+        {"changes": {"separator": "\n\n", "order": "shuffled"}, **score(0.7123)},
+        {"changes": {"instruction": HOSTILE}, "error": f"no room {HOSTILE}"},
+    ]
+    data["rows"][0] |= {
+        "prompt": {"shots": 2, "examples": ["میوه/1", HOSTILE], "seed": 3}, "variants": variants,
+        "views": {"per_token": score(0.61), "sum": score(0.8), "pmi": score(0.59)},
+        "by_samples": [{"samples": n, **score(0.6 + n / 100)} for n in (1, 2, 3)],
+    }  # fmt: skip
+    data["rows"][1]["prompt"] = {"seed": 0}
+    data["rows"].append({**row("ensemble", 0.9), "prompt": {"members": ["few_shot", "zero_shot"]}})
+    return data
+
+
 def read(folder):
     return {name: (folder / name).read_text(encoding="utf-8") for name in FILES}
 
@@ -416,3 +434,40 @@ def test_what_a_comparison_adds_to_a_row(tmp_path):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for text in ("0.62 (0.10 to 0.93)", "-0.05 [-0.10, 0.01]", "0.60 [0.50, 0.70]", "1.5 ms", "2 T", "Take &lt;b&gt;"):
         assert text in page, text
+
+
+def test_a_prompt_says_how_it_was_asked_and_what_it_hangs_on(tmp_path, prompted):
+    write_report(tmp_path, prompted)
+    assert load_report(tmp_path) == prompted
+    for section, lesser in zip(sections(tmp_path, "The prompts"), ("&lt;", "\\<"), strict=True):
+        assert f"shots 2; examples میوه/1, {lesser}script" in section and "seed 3" in section
+        assert "members few_shot, zero_shot" in section
+        for text in ("0.71", "0.68", "order &#39;shuffled&#39;; separator", "as above", "left out", "no room"):
+            assert text in section.replace("'", "&#39;"), text
+        assert "<script" not in section.replace("\\<", "&lt;")
+        assert section.index("sum") < section.index("per token") < section.index("pmi") and "per byte" not in section
+        assert "0.61" in section and "0.59" in section  # a view
+    html, markdown = sections(tmp_path, "The prompts")
+    assert "full" not in html.split("</table>")[0]  # asked as the task says, in no other way
+    assert html.count("<svg") == 2 and "3, on 400 records" in html and "the sum of theirs" in html
+    assert "| few_shot | 3 | 0.63" in markdown
+
+
+def test_prompts_that_say_nothing_have_no_section(tmp_path, data):
+    data["rows"][0]["prompt"] = {"seed": 0}
+    write_report(tmp_path, data)
+    assert "The prompts" not in read(tmp_path)["report.html"] + read(tmp_path)["report.md"]
+
+
+def test_a_break_even_says_its_unit_with_and_without_a_kept_prefix(tmp_path, data):
+    data["rows"][0]["latency_ms_prefix"] = 7.0
+    data["break_even"] = break_even_table(data["rows"])
+    write_report(tmp_path, data)
+    section, _ = sections(tmp_path, "When the dearer start pays")
+    kept = next(line for line in section.splitlines() if "prefix kept" in line)
+    assert '<td class="n">7 ms</td>' in kept and '<td class="n">40 s</td>' in kept
+    assert "prefix kept</text>" in section and "Dashed and hollow" in section
+    del data["rows"][0]["latency_ms_prefix"]
+    data["break_even"] = break_even_table(data["rows"])
+    write_report(tmp_path, data)
+    assert "Dashed" not in read(tmp_path)["report.html"]

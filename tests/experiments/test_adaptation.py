@@ -12,11 +12,12 @@ from limbeck.evaluation.report import load_report
 from limbeck.experiments.adaptation import about_dropped
 from limbeck.experiments.adaptation_config import AdaptationConfig
 from limbeck.experiments.cli import main
-from limbeck.experiments.rundir import stage
+from limbeck.experiments.rundir import stage, stage_seconds
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
-from limbeck.model.pretrained import save_pretrained
+from limbeck.model.flops import forward_flops
+from limbeck.model.pretrained import load_pretrained, save_pretrained
 from limbeck.model.tokenizer import train_bpe
 from limbeck.model.transformer import init
 from limbeck.prompting.config import PromptConfig
@@ -50,7 +51,8 @@ def run(tmp_path_factory, model):
     data, folder = (tmp_path_factory.mktemp(name) for name in ("data", "run"))
     words = ["run", "adapt", "--workdir", str(folder), "--task", written(data, ROWS[:60], ROWS[60:]), "--model", model]
     words += ["--ways", "lora", "full", "--shots", "0", "2", "--variants", "2", "--candidates", "3", "--passes", "2"]
-    words += ["--shares", "0.5", *BRIEF, "--student-fit.steps", "2", "--student-fit.evaluate-every", "2"]
+    words += ["--shares", "0.5", *BRIEF, "--student-fit.steps", "8", "--student-fit.evaluate-every", "2"]
+    words += ["--student-fit.patience", "1", "--student-fit.optim.learning-rate", "1e-12"]  # it gets no better
     assert main([*words, "--transfer-tokens", "0"]) == 0
     return folder
 
@@ -60,8 +62,8 @@ def test_every_way_is_a_row_measured_on_the_same_records(run):
     rows = {row["method"]: row for row in report["rows"]}
     prompts = {"zero_shot", "zero_shot_calibrated", "few_shot", "few_shot_calibrated", "searched_prompt"}
     ways = prompts | {"lora", "full", "distilled_0.5"}
-    assert ways <= rows.keys()
-    best = max(rows[name]["metrics"]["accuracy"]["value"] for name in ways)
+    assert ways | {"ensemble"} <= rows.keys()
+    best = max(rows[name]["metrics"]["accuracy"]["value"] for name in ways | {"ensemble"})
     for name in ways:
         row = rows[name]
         assert row["metrics"]["accuracy"]["n"] == 20 and row["latency_ms_p50"] > 0 and row["flops_per_request"] > 0
@@ -70,18 +72,33 @@ def test_every_way_is_a_row_measured_on_the_same_records(run):
         if "difference" in row:  # from the best, on the same records
             expected = row["metrics"]["accuracy"]["value"] - best
             assert row["difference"]["value"] == pytest.approx(expected) and row["difference"]["n"] == 20
-    assert sum("difference" not in rows[name] for name in ways) == 1
+    assert sum("difference" not in rows[name] for name in ways | {"ensemble"}) == 1
     assert rows["few_shot"]["prompt_tokens"] > rows["zero_shot"]["prompt_tokens"]
-    assert rows["zero_shot"]["spread"]["n"] == 2
+    assert rows["zero_shot"]["spread"]["n"] == len(rows["zero_shot"]["variants"]) == 2
+    together = rows["ensemble"]
+    assert together["prompt_tokens"] == pytest.approx(sum(rows[name]["prompt_tokens"] for name in prompts))
+    assert together["metrics"]["accuracy"]["n"] == 20 and together["stereotyped"] == rows["few_shot"]["stereotyped"]
     assert rows["distilled_0.5"]["train_flops"] > rows["full"]["train_flops"]  # it began with its teacher's
     spent = sum(rows[name]["train_seconds"] for name in ways) - rows["full"]["train_seconds"]  # once, not twice
     assert report["seconds"] == pytest.approx(spent)
     assert rows["distilled_0.5"]["params_total"] <= 0.5 * rows["full"]["params_total"]
 
 
+def test_a_prompt_says_how_it_was_asked_and_what_else_its_scores_say(run):
+    rows = {row["method"]: row for row in load_report(run)["rows"]}
+    assert rows["zero_shot"]["prompt"] == {"pick": "fixed", "seed": 0}
+    assert rows["few_shot_calibrated"]["prompt"]["calibration"] == "contextual"
+    kept = read_asked(run, "test/3")["few_shot"]
+    assert rows["few_shot"]["prompt"]["examples"] == kept["shown"] and kept["prompt"] == rows["few_shot"]["prompt"]
+    assert rows["few_shot"]["views"]["sum"] == rows["few_shot"]["metrics"]["accuracy"]
+    assert "views" not in rows["few_shot_calibrated"]
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Accuracy by view" in page and "members zero_shot, zero_shot_calibrated, few_shot" in page
+
+
 def test_the_page_says_what_to_take_and_what_the_search_found(run):
     facts = dict(load_report(run)["facts"])
-    assert "20 test records cannot tell from the best" in facts["advice"] or "as good as the best" in facts["advice"]
+    assert "20 test records cannot tell from the best" in facts["advice"] or facts["advice"].startswith("Take ")
     assert "on validation" in facts["search"] and "flattered" in facts["search"]
     page = (run / "report.html").read_text(encoding="utf-8")
     assert facts["advice"] in page and "prefix kept" in page
@@ -94,7 +111,34 @@ def test_any_record_of_any_row_can_be_looked_at(run, capsys):
     assert found.keys() >= {"few_shot", "searched_prompt", "full", "distilled_0.5"}
     assert len(found["few_shot"]["shown"]) == 2 and "test/3" not in found["few_shot"]["shown"]
     assert main(["report", str(run), "--record", "3"]) == 0
-    assert found["few_shot"]["shown"][0] in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert found["few_shot"]["shown"][0] in said and "asked with" in said and "calibration 'contextual'" in said
+    assert found["ensemble"]["answer"] in ("odd", "even") and found["ensemble"]["metric"] == "accuracy"
+
+
+def test_training_costs_the_steps_that_were_run_and_a_students_start(run):
+    report = load_report(run)
+    rows = {row["method"]: row for row in report["rows"]}
+    student, teacher = rows["distilled_0.5"], rows["full"]
+    assert report["curves"]["distilled_0.5"][-1][0] == 4 and teacher["train_flops"] == 2 * teacher["flops_per_step"]
+    shapes = load_pretrained(run / "full" / "model")
+    pruning = forward_flops(shapes.config, shapes.params, 16 * 64, 32)  # a batch of 16 rows of 64 tokens
+    assert student["train_flops"] == pytest.approx(teacher["train_flops"] + pruning + 4 * student["flops_per_step"])
+    made = stage_seconds(run / "students" / "student_0.5", "start")
+    own = json.loads((run / "students" / "student_0.5" / "distilled" / "stages" / "tune.json").read_text())
+    expected = teacher["train_seconds"] + made + own["result"]["train_seconds"]
+    assert made > 0 and student["train_seconds"] == pytest.approx(expected)
+
+
+def test_a_search_that_was_killed_asks_nothing_twice(run, monkeypatch):
+    from limbeck.experiments import searching
+
+    before = load_report(run)["rows"]
+    (run / "stages" / "search.json").rename(run / "stages" / "found.json")  # as if it had died on the last instant
+    monkeypatch.setattr(searching, "predict", lambda *_: pytest.fail("asked again"))
+    assert main((run / "command.txt").read_text(encoding="utf-8").splitlines()[0].split()[1:]) == 0
+    assert stage(run, "search", dict) == stage(run, "found", dict)
+    assert load_report(run)["rows"] == before
 
 
 def test_what_was_done_is_not_done_again(run, monkeypatch):
@@ -102,11 +146,10 @@ def test_what_was_done_is_not_done_again(run, monkeypatch):
     from limbeck.experiments import adaptation, training
 
     before = load_report(run)["rows"]
-    for name in ("measure", "predict", "search"):
+    for name in ("prompted", "searched", "together"):
         monkeypatch.setattr(adaptation, name, lambda *_, **__: pytest.fail("asked again"))
     monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
-    words = (run / "command.txt").read_text(encoding="utf-8").split()[1:]
-    assert main(words) == 0
+    assert main((run / "command.txt").read_text(encoding="utf-8").splitlines()[0].split()[1:]) == 0
     assert load_report(run)["rows"] == before
 
 
@@ -117,7 +160,7 @@ def test_numbers_are_asked_for_by_prompts_alone_and_fewer_errors_are_more(tmp_pa
     assert main([*words, "--candidates", "2", "--passes", "2"]) == 0
     report = load_report(tmp_path / "run")
     table = {row["method"]: row for row in report["rows"]}
-    assert {"zero_shot", "searched_prompt"} <= table.keys() and "few_shot" not in table
+    assert {"zero_shot", "searched_prompt", "ensemble"} <= table.keys() and "few_shot" not in table
     found, facts = stage(tmp_path / "run", "search", dict), dict(report["facts"])["search"]
     told = re.search(r"on validation (\S+) .* on test (\S+): validation flattered it by (\S+)", facts)
     assert told is not None

@@ -43,6 +43,7 @@ class Table:
         self.tokenizer, self.config = TOKENIZER, SimpleNamespace(max_len=max_len)
         self.logprob_SV, self.said = logprob_SV, said
         self.scored: list[ScoreRequest] = []
+        self.indexes: dict = {}
         self.drawn: list[GenerateRequest] = []
 
     def prefix(self, adapter: str = "") -> int:

@@ -12,7 +12,7 @@ from table_engine import CONFIG, ENGINE, FRUITS, KINDS, MANY, TOKENIZER, Table, 
 from limbeck.inference.requests import ScoreRequest, Scores
 from limbeck.model.errors import UserError
 from limbeck.prompting.config import View
-from limbeck.prompting.predict import Predictions, ensemble, make_requests, read_answer, stored_scores
+from limbeck.prompting.predict import Asked, ensemble, make_requests, read_answer, stored_scores
 from limbeck.prompting.scores import view
 from limbeck.tasks.template import Template
 
@@ -105,14 +105,30 @@ def test_the_order_of_options_changes_no_answer():
 
 def test_prompts_together():
     """By hand: 0.5 and 0.5 of one prompt with 0.1 and 0.9 of the other are 0.3 and 0.7."""
-    def found(*rows) -> Predictions:
+    def found(*rows) -> list[Asked]:
         one = asked(MANY, sums(), MANY.splits["test"][:1]).asked[0]
-        return Predictions((), (), 0, tuple(one._replace(scores={"score": row}) for row in rows))
+        return [one._replace(scores={"score": row}) for row in rows]
 
     two = dataclasses.replace(MANY, options=KINDS)
     first = found((0.0, 0.0, -99.0, -99.0), (math.log(0.6), math.log(0.4), -99.0, -99.0))
     second = found((math.log(0.1), math.log(0.9), -99.0, -99.0), (math.log(0.5), math.log(0.5), -99.0, -99.0))
     assert ensemble(two, [first, second]) == ("pome", "drupe")
-    assert ensemble(MANY, [asked(MANY, sums(), MANY.splits["test"])] * 2) == asked(
-        MANY, sums(), MANY.splits["test"]
-    ).answers
+    alone = asked(MANY, sums(), MANY.splits["test"])
+    assert ensemble(MANY, [alone.asked] * 2) == alone.answers
+
+
+def test_prompts_whose_answers_were_written_vote():
+    one = asked(MANY, sums(), MANY.splits["test"][:1]).asked[0]
+
+    def said(*answers: str, **fields) -> list[Asked]:
+        return [one._replace(answer=answer, scores={}, **fields) for answer in answers]
+
+    prompts = [said("pome", "nut", "", ""), said("drupe", "nut ", "", "drupe"), said("drupe", "pome", "", "")]
+    for spoken in (MANY, dataclasses.replace(MANY, options=None, kind="generation")):
+        assert ensemble(spoken, prompts) == ("drupe", "nut", "", "drupe")
+        assert ensemble(spoken, prompts[:2]) == ("pome", "nut", "", "drupe")  # of equals the earlier prompt's
+    scored = [one, one._replace(scores={"score": (-9.0, 0.0, -9.0, -9.0)}, answer="pome")]
+    assert ensemble(MANY, [scored, said("nut", "pome")]) == (one.answer, "pome")  # some wrote: all vote
+    pairs = (("plum", "1"), ("pear", "2"))
+    numbers = [said("1", "x", "nan"), said("2.5", "7", ""), said("900", "5", "")]
+    assert ensemble(task(None, pairs, kind="regression"), numbers) == ("2.5", "6", "")

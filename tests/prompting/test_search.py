@@ -215,7 +215,7 @@ def test_with_nothing_to_find_the_choice_looks_better_than_it_is() -> None:
         return [
             search(
                 PROMPTS[:count], Scripted(drawn(lambda _: 0.5, seed)), RECORDS, budget=count * 64, seed=seed
-            ).optimism(0.5)
+            ).quality - 0.5
             for seed in range(60)
         ]
 

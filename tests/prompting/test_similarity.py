@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.prompting import similarity
-from limbeck.prompting.similarity import best, by_vectors, by_words, mmr, words
+from limbeck.prompting.similarity import best, by_vectors, by_words, mmr, once, vectors, words
 
 NO_TIES = np.arange(10_000, dtype=np.uint64)
 
@@ -100,7 +100,11 @@ def test_cosine_is_numpys_and_alike_for_every_way_to_ask() -> None:
     x_ND = np.random.default_rng(0).normal(size=(50, 7))
     x_ND[3] = 0
     x_ND[9] = 2 * x_ND[8]
-    space = by_vectors([str(i) for i in range(50)], lambda asked: x_ND[[int(text) for text in asked]])
+
+    def embed(asked: Sequence[str]) -> np.ndarray:
+        return x_ND[[int(text) for text in asked]]
+
+    space = by_vectors(vectors([str(i) for i in range(50)], embed), embed)
     unit_ND = x_ND / np.where(np.arange(50) == 3, 1, np.linalg.norm(x_ND, axis=1))[:, None]
     for i, query in enumerate(space.encode([str(i) for i in range(50)])):
         np.testing.assert_allclose(space.relevance(query), unit_ND @ unit_ND[i], atol=1e-6)
@@ -110,7 +114,25 @@ def test_cosine_is_numpys_and_alike_for_every_way_to_ask() -> None:
         assert space.relevance(query)[8] == pytest.approx(space.relevance(query)[9], abs=1e-6)
     assert space.encode([]) == []
     with pytest.raises(AssertionError):
-        by_vectors(["a"], lambda asked: np.full((len(asked), 2), np.nan))
+        vectors(["a"], lambda asked: np.full((len(asked), 2), np.nan))
+
+
+def test_what_was_made_of_texts_is_kept_and_only_the_last_few() -> None:
+    kept, calls = {}, []
+
+    def make(texts: Sequence[str]) -> list[str]:
+        calls.append(list(texts))
+        return [*texts, "made"]
+
+    first = once(kept, make, "words", ["a", "b"])
+    for name, texts in (("words", ["a"]), ("vectors", ["a", "b"]), ("words", ["ab"])):
+        assert once(kept, make, name, texts) == [*texts, "made"]
+        assert once(kept, make, "words", ("a", "b")) is first  # the one that is used stays
+    assert calls == [["a", "b"], ["a"], ["a", "b"], ["ab"]] and len(kept) == 4
+    once(kept, make, "words", ["another"])
+    assert len(kept) == 4 and once(kept, make, "words", ["a", "b"]) is first
+    once(kept, make, "words", ["a"])
+    assert len(calls) == 6  # that one had gone
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.data())

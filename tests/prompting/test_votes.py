@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from limbeck.model.errors import UserError
 from limbeck.prompting.scores import best
-from limbeck.prompting.votes import accuracy_by_samples, ensemble, majority, weighted
+from limbeck.prompting.votes import accuracy_by_samples, ensemble, majority, shares, weighted
 from limbeck.tasks.intervals import wilson
 
 
@@ -81,6 +81,23 @@ def test_the_order_of_votes_matters_to_ties_alone(votes: list[tuple[str, float]]
 @given(st.lists(st.lists(st.sampled_from(["a", "b", "c", ""]), min_size=1, max_size=6), max_size=4), st.floats(-9, 0))
 def test_equal_weights_are_the_majority(answers_NS: list[list[str]], level: float) -> None:
     assert weighted(answers_NS, [[level] * len(answers) for answers in answers_NS]) == majority(answers_NS)
+
+
+def test_shares_of_a_vote() -> None:
+    told = shares(["b ", "a", "", "b", "a", "b"], [0.0] * 6)
+    assert told == {"b ": 3 / 5, "a": 2 / 5} and list(told) == ["b ", "a"]
+    weighed = shares(["a", "b", "b"], np.log([0.5, 0.2, 0.1]).tolist())
+    assert weighed == pytest.approx({"a": 0.625, "b": 0.375})
+    assert shares(["", " "], [0.0, -1.0]) == {}
+    assert shares(["a", "b"], [-math.inf] * 2) == {"a": 0, "b": 0}
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "0", ""]), st.floats(-9, 0)), min_size=1, max_size=8))
+def test_the_greatest_share_wins(votes: list[tuple[str, float]]) -> None:
+    answers, logprobs = [answer for answer, _ in votes], [logprob for _, logprob in votes]
+    told = shares(answers, logprobs)
+    assert weighted([answers], [logprobs]) == (max(told, key=lambda answer: told[answer], default=""),)
+    assert not told or sum(told.values()) == pytest.approx(1)
 
 
 def test_votes_that_cannot_be_counted_are_refused() -> None:

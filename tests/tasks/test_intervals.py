@@ -52,6 +52,18 @@ def test_counts_and_resamples_give_one_interval_in_batches_of_any_size(monkeypat
     assert bootstrap_counts(60, lambda counts_RN: np.exp(counts_RN @ values / 60), seed=3) == pytest.approx(expected)
 
 
+def test_one_record_is_every_resample_and_asked_once() -> None:
+    """So that a record alone has its score for the price of one: a corpus metric takes long over a thousand."""
+    asked = []
+
+    def statistic(counts_RN: np.ndarray) -> np.ndarray:
+        asked.append(counts_RN.tolist())
+        return counts_RN @ np.array([0.1])
+
+    assert bootstrap_counts(1, statistic) == (0.1, 0.1) == bootstrap([0.1], lambda values_RN: values_RN[:, 0])
+    assert asked == [[[1.0]]]
+
+
 def test_the_memory_of_a_bootstrap_is_bounded() -> None:
     shapes = []
 
