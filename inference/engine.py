@@ -6,8 +6,7 @@ change, is run once (`sharing.py`), and so is a prompt with several options.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from limbeck.inference import classify
-from limbeck.inference.batches import batches, bucket, padded
+from limbeck.inference.batches import bucket, padded
 from limbeck.inference.requests import (
     EmbedRequest,
     GenerateRequest,
@@ -29,8 +28,10 @@ from limbeck.inference.requests import (
 )
 from limbeck.inference.scoring import Row, Scored, mean_hidden, score_options, score_rows
 from limbeck.inference.sharing import longest_short, shared_starts, slots
+from limbeck.inference.stops import Stops
+from limbeck.inference.writing import Order, sampling, write
 from limbeck.model.config import ModelConfig
-from limbeck.model.decode import SamplingArrays, behind, check_room, everywhere, generate, stream
+from limbeck.model.decode import behind, check_room, everywhere, stream
 from limbeck.model.errors import UserError, nearest
 from limbeck.model.params import Params, digest
 from limbeck.model.prefix import prefix_length
@@ -65,7 +66,7 @@ class Engine:
         self.tokens_run = 0  # tokens that went through the model so far, padding left out
         self.indexes: dict[tuple[str, str], Any] = {}  # of texts, by this model's vectors too: `prompting` keeps them
         self._models = {"": params}
-        self._stops: dict[tuple[str, ...], jax.Array] = {}
+        self._stops = Stops(tokenizer, config.vocab_size)
 
     @property
     def weights_digest(self) -> str:
@@ -98,6 +99,10 @@ class Engine:
         self.tokens_run += len(start)
         return self.attach(behind(self.config, params, start, len(start)))
 
+    def stop_tokens(self, stop: tuple[str, ...]) -> jax.Array:
+        """stop_V: the tokenizer's own, and every token whose text holds a stop string."""
+        return self._stops.tokens(stop)
+
     def prefix(self, adapter: str = "") -> int:
         """How many positions the virtual tokens of a model take. Raises UserError for one that is not attached."""
         return prefix_length(self._model(adapter))
@@ -121,51 +126,55 @@ class Engine:
                 raise UserError("scoring needs one or more options, none of them empty")
             self._check_room(request, max(map(len, request.options)))
         else:
-            self._check_room(request, 1)
+            self._check_read(request.prompt, self.prefix(request.adapter))
             if isinstance(request, HeadRequest) and not self.config.labels:
                 raise UserError("the model has no head for classification or regression: its config names no labels")
 
-    def answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
-        """(index, result) of each request, in the order in which they are done."""
-        for kind in dict.fromkeys(map(type, requests)):
-            own = [i for i, request in enumerate(requests) if type(request) is kind]
-            asked: Any = [requests[i] for i in own]
+    def answers(self, requests: Sequence[Request], only: Sequence[int] | None = None) -> Iterator[tuple[int, Result]]:
+        """(index, result) of each request, in the order in which they are done.
+
+        With `only` those requests alone are answered, as they would be among all: what is run once for several hangs
+        on all of them, so that a job that goes on gives the numbers, bit for bit, that it would have given at once.
+        """
+        only = range(len(requests)) if only is None else only
+        for kind in dict.fromkeys(type(requests[i]) for i in only):
+            places = [i for i, request in enumerate(requests) if type(request) is kind]
+            asked: Any = [requests[i] for i in places]
+            wanted = set(only)
+            own = [at for at, i in enumerate(places) if i in wanted]
             if kind is GenerateRequest:
-                yield from zip(own, self.generate(asked), strict=True)
+                found: Iterable[tuple[int, Result]] = self._written(asked, own)
             elif kind is ScoreRequest:
-                yield from zip(own, self.score(asked), strict=True)
-            elif kind is EmbedRequest:
-                found_ND = self.embed([request.prompt for request in asked])
-                yield from ((i, Values(tuple(found_D.tolist()))) for i, found_D in zip(own, found_ND, strict=True))
+                found = self._scored(asked, own)
             else:
-                found_NC = classify.score(self.config, self.params, [request.prompt for request in asked])
-                yield from ((i, Values(tuple(found_C.tolist()))) for i, found_C in zip(own, found_NC, strict=True))
+                read = self._embedded if kind is EmbedRequest else self._headed
+                rows = read([asked[at] for at in own]).tolist()
+                found = ((at, Values(tuple(row))) for at, row in zip(own, rows, strict=True))
+            yield from ((places[at], result) for at, result in found)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """A continuation for each request, in their order; its text ends before the first stop string.
 
         The tokenizer's own stop tokens always end it. Raises UserError for a prompt that leaves no room for the answer.
         """
-        answers: dict[int, Generation] = {}
         for request in requests:
-            self._check_room(request, request.sampling.max_new_tokens)
-        new = [request.sampling.max_new_tokens for request in requests]
-        for params, skip, group in self._starts(requests, new):
-            rests = [requests[i].prompt[skip:] for i in group]
-            most = None if skip else self.config.max_len - prefix_length(params)
-            shapes = [(new[i], requests[i].stop, bucket(len(r), most)) for i, r in zip(group, rests, strict=True)]
-            for (new_tokens, stop, length), members in batches(shapes, self.batch_size):
-                batch = [requests[group[i]] for i in members]
-                tokens_BT, lengths_B = self._pad([rests[i] for i in members], length, self.batch_size)
-                settings, stop_V = self._sampling(batch, self.batch_size), self.stop_tokens(stop)
-                out = generate(self.config, params, tokens_BT, lengths_B, settings, stop_V, new_tokens)
-                out = jax.device_get(out)
-                for row, member in enumerate(members):
-                    written = int(out.length_B[row])
-                    ids, logprobs = out.tokens_BT[row, :written].tolist(), out.logprobs_BT[row, :written]
-                    answers[group[member]] = self._generation(stop, ids, logprobs)
-                    self.tokens_run += len(rests[member]) + written
+            self.check(request)
+        answers = dict(self._written(requests, range(len(requests))))
         return [answers[i] for i in range(len(requests))]
+
+    def _written(self, requests: Sequence[GenerateRequest], only: Sequence[int]) -> Iterator[tuple[int, Generation]]:
+        after = [request.sampling.max_new_tokens for request in requests]
+        for params, skip, group in self._starts(requests, after, only):
+            orders = []
+            for request in (requests[i] for i in group):
+                # A row's random numbers come from its own request: order, batch and resumption do not change them.
+                key = hashlib.sha256(repr(request).encode()).digest()[:8]
+                orders.append(Order(request.prompt[skip:], request.sampling, key, self._stops.tokens(request.stop)))
+            short = None if skip else self.config.max_len - prefix_length(params)
+            for place, written in write(self.config, params, orders, self.batch_size, self.tokenizer.pad_id, short):
+                self.tokens_run += len(orders[place].prompt) + len(written.ids)
+                stop = requests[group[place]].stop
+                yield group[place], self._stops.generation(stop, written.ids, written.logprobs)
 
     def stream(self, request: GenerateRequest) -> Iterator[str]:
         """The text of `generate`, in pieces as it is written: a piece is never taken back.
@@ -177,13 +186,14 @@ class Engine:
         length = bucket(len(request.prompt), self.config.max_len - prefix_length(params))
         tokens_BT, lengths_B = map(jnp.asarray, self._pad([request.prompt], length, 1))
         self.tokens_run += len(request.prompt)
-        stop_V, new_tokens = self.stop_tokens(request.stop), request.sampling.max_new_tokens
-        settings = self._sampling([request], 1)
+        stop_V, new_tokens = self._stops.tokens(request.stop), request.sampling.max_new_tokens
+        key = hashlib.sha256(repr(request).encode()).digest()[:8]
+        settings = sampling([Order(request.prompt, request.sampling, key, stop_V)])
         shown, text, ids = "", "", []
         for out in stream(self.config, params, tokens_BT, lengths_B, settings, stop_V, new_tokens, _STREAMED):
             self.tokens_run += int(out.length_B[0]) - len(ids)
             ids = out.tokens_BT[0, : out.length_B[0]].tolist()
-            generation = self._generation(request.stop, ids, np.asarray(out.logprobs_BT[0, : len(ids)]))
+            generation = self._stops.generation(request.stop, ids, np.asarray(out.logprobs_BT[0, : len(ids)]))
             text = generation.text
             if generation.stopped:
                 break
@@ -204,23 +214,25 @@ class Engine:
         for index, request in enumerate(requests):
             if not request.options or not all(request.options):
                 raise UserError(f"request {index}: scoring needs one or more options, none of them empty")
-            self._check_room(request, max(map(len, request.options)))
-        found: dict[int, list[Scored]] = {}
-        for params, skip, group in self._starts(requests, [max(map(len, r.options)) - 1 for r in requests]):
+            self.check(request)
+        answers = dict(self._scored(requests, range(len(requests))))
+        return [answers[i] for i in range(len(requests))]
+
+    def _scored(self, requests: Sequence[ScoreRequest], only: Sequence[int]) -> Iterator[tuple[int, Scores]]:
+        after = [max(map(len, request.options)) - 1 for request in requests]
+        for params, skip, group in self._starts(requests, after, only):
             together = [i for i in group if skip or self._runs_once(requests[i])]
             prompts, options = [requests[i].prompt[skip:] for i in together], [requests[i].options for i in together]
             scored = score_options(self.config, params, prompts, options, self.batch_size, self.tokenizer.pad_id)
-            found |= dict(zip(together, scored, strict=True))
+            found = dict(zip(together, scored, strict=True))
             self.tokens_run += sum(map(len, prompts)) + sum(len(each) - 1 for own in options for each in own)
             apart = [i for i in group if i not in found]
             rows = [Row(requests[i].prompt + option, len(option)) for i in apart for option in requests[i].options]
             each = iter(self._score_rows(params, rows))
             found |= {i: [next(each) for _ in requests[i].options] for i in apart}
-        answers = []
-        for i, request in enumerate(requests):
-            logprobs, greedy = zip(*found[i], strict=True)
-            answers.append(Scores(logprobs, tuple(map(len, request.options)), greedy))
-        return answers
+            for i, options_of in found.items():
+                logprobs, greedy = zip(*options_of, strict=True)
+                yield i, Scores(logprobs, tuple(map(len, requests[i].options)), greedy)
 
     def rolling(self, texts: Sequence[Sequence[int]]) -> list[float]:
         """The log-likelihood in nats of each text after its first token.
@@ -247,25 +259,30 @@ class Engine:
 
         Raises UserError for a prompt that is empty or does not fit the model.
         """
-        room = self.config.max_len - self.prefix()
-        for index, prompt in enumerate(prompts):
-            if not 0 < len(prompt) <= room:
-                raise UserError(f"text {index} has {len(prompt)} tokens: an embedding is of 1 to {room} tokens")
+        for prompt in prompts:
+            self._check_read(prompt, self.prefix())
         self.tokens_run += sum(map(len, prompts))
         x_ND = mean_hidden(self.config, self.params, prompts, self.batch_size, self.tokenizer.pad_id)
         return x_ND / np.maximum(np.linalg.norm(x_ND, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+
+    def _embedded(self, requests: Sequence[EmbedRequest]) -> np.ndarray:
+        return self.embed([request.prompt for request in requests])
+
+    def _headed(self, requests: Sequence[HeadRequest]) -> np.ndarray:
+        return classify.score(self.config, self.params, [request.prompt for request in requests])
 
     def _score_rows(self, params: Params, rows: Sequence[Row]) -> list[Scored]:
         self.tokens_run += sum(len(row.ids) - 1 for row in rows)
         return score_rows(self.config, params, rows, self.batch_size, self.tokenizer.pad_id)
 
     def _starts(
-        self, requests: Sequence[GenerateRequest | ScoreRequest], after: Sequence[int]
+        self, requests: Sequence[GenerateRequest | ScoreRequest], after: Sequence[int], only: Sequence[int]
     ) -> Iterator[tuple[Params, int, list[int]]]:
-        """(the model behind a start, the tokens of that start, the indices of requests that begin with it).
+        """(the model behind a start, the tokens of that start, the indices of requests in `only` that begin with it).
 
         `after` is how many tokens follow each prompt. Where nothing is shared the model is as it is, the start empty.
         """
+        wanted = set(only)
         for adapter in dict.fromkeys(request.adapter for request in requests):
             params, limit = self._model(adapter), longest_short(self.config)
             own = [i for i, request in enumerate(requests) if request.adapter == adapter]
@@ -275,14 +292,14 @@ class Engine:
             starts = shared_starts([requests[i].prompt for i in may], [after[i] for i in may], self.batch_size)
             whole = [i for i in own if i not in set(may)]
             for length, places in starts:
-                members = [may[place] for place in places]
-                if not length:
+                members = [may[place] for place in places if may[place] in wanted]
+                if not length or not members:
                     whole += members
                     continue
                 self.tokens_run += length
                 text = requests[members[0]].prompt[:length]
                 yield behind(self.config, params, text, slots(length)), length, members
-            if whole:
+            if whole := [i for i in whole if i in wanted]:
                 yield params, 0, whole
 
     def _runs_once(self, request: ScoreRequest) -> bool:
@@ -292,52 +309,13 @@ class Engine:
         alike = limit is None or max(ends) <= limit or min(ends) > limit
         return self.share and len(request.options) > 1 and alike
 
+    def _check_read(self, prompt: Sequence[int], prefix: int) -> None:
+        room = self.config.max_len - prefix
+        if not 0 < len(prompt) <= room:
+            raise UserError(f"a text of {len(prompt)} tokens: the model reads 1 to {room}; shorten it")
+
     def _check_room(self, request: Request, tokens: int) -> None:
         check_room(self.config, len(request.prompt), tokens, self.prefix(request.adapter))
 
     def _pad(self, rows: Sequence[Sequence[int]], length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         return padded(rows, length, size, self.tokenizer.pad_id)
-
-    def _sampling(self, batch: Sequence[GenerateRequest], size: int) -> SamplingArrays:
-        rows = [request.sampling for request in batch] + [batch[-1].sampling] * (size - len(batch))
-        # A row's random numbers come from its own request, so order, batch and resumption do not change them.
-        seeds = [hashlib.sha256(repr(request).encode()).digest()[:8] for request in batch]
-        seeds += [bytes(8)] * (size - len(batch))
-        keys_B2 = np.frombuffer(b"".join(seeds), np.uint32).reshape(size, 2)
-        return SamplingArrays(
-            keys_B2,
-            np.asarray([row.temperature for row in rows], np.float32),
-            np.asarray([row.top_k for row in rows], np.int32),
-            np.asarray([row.top_p for row in rows], np.float32),
-            np.asarray([row.min_p for row in rows], np.float32),
-        )
-
-    @cached_property
-    def _token_texts(self) -> list[str]:
-        return [self.tokenizer.decode([i]) for i in range(self.tokenizer.vocab_size)]
-
-    def stop_tokens(self, stop: tuple[str, ...]) -> jax.Array:
-        """stop_V: the tokenizer's own, and every token whose text holds a stop string.
-
-        A stop string across tokens is found in the text.
-        """
-        if stop not in self._stops:
-            stop_V = np.zeros(self.config.vocab_size, bool)
-            stop_V[list(self.tokenizer.stop_ids)] = True
-            if stop:
-                for i, text in enumerate(self._token_texts):
-                    stop_V[i] |= any(string in text for string in stop)
-            self._stops[stop] = jnp.asarray(stop_V)
-        return self._stops[stop]
-
-    def _generation(self, stop: Sequence[str], ids: list[int], logprobs: np.ndarray) -> Generation:
-        """Cut before the first stop string; what was written after it does not count."""
-        stopped = bool(ids) and ids[-1] in self.tokenizer.stop_ids
-        text = self.tokenizer.decode(ids)
-        found = [at for at in (text.find(string) for string in stop) if at >= 0]
-        if found:
-            stopped, text = True, text[: min(found)]
-            # The fewest tokens whose text shows a stop string: the answer and the stop itself.
-            used = next(n for n in range(1, len(ids) + 1) if any(s in self.tokenizer.decode(ids[:n]) for s in stop))
-            ids, logprobs = ids[:used], logprobs[:used]
-        return Generation(text, tuple(ids), float(logprobs.sum()), stopped)

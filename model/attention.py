@@ -31,11 +31,14 @@ class Place(NamedTuple):
 
 
 class LayerCache(NamedTuple):
-    """The whole cache and which layer of it to use, so that a loop over layers updates it in place."""
+    """A piece of the cache and which layer of it to use, so that a loop over layers updates it in place.
 
-    k_LBSKH: jax.Array
-    v_LBSKH: jax.Array
-    layer: jax.Array
+    Heads come before slots, as the products over them take it: on CPU an array in another order is copied each time.
+    """
+
+    k_LBKSH: jax.Array
+    v_LBKSH: jax.Array
+    layer: jax.Array | int
 
 
 def visible(
@@ -55,8 +58,8 @@ def visible(
 
 def attend(
     q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
     mask_BTS: jax.Array,
     scale: float | None = None,
     cap: float | None = None,
@@ -67,14 +70,14 @@ def attend(
     [B*K, G*T, H] @ [B*K, H, S]: twice as fast in the backward pass on CPU as five-index einsums. The backward pass
     computes the probabilities again (Dao et al. 2022, arXiv 2205.14135): none are kept from the forward pass.
     """
-    out = _attend(*_by_heads(q_BTNH, k_BSKH, v_BSKH, scale), mask_BTS, cap)
+    out = _attend(*_by_heads(q_BTNH, k_BKSH, v_BKSH, scale), mask_BTS, cap)
     return _by_tokens(cast(jax.Array, out), q_BTNH.shape)
 
 
 def attend_causally(
     q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
     mask_BTS: jax.Array,
     scale: float | None = None,
     cap: float | None = None,
@@ -87,7 +90,7 @@ def attend_causally(
     T = q_BTNH.shape[1]
     count = stretches(T)
     edges = [T * part // count for part in range(count + 1)]
-    q, k, v = _by_heads(q_BTNH, k_BSKH, v_BSKH, scale)
+    q, k, v = _by_heads(q_BTNH, k_BKSH, v_BKSH, scale)
     parts = [
         _attend(q[:, :, low:high], k[:, :end], v[:, :end], mask_BTS[:, low:high, :end], cap)
         for low, high in zip(edges, edges[1:], strict=False)
@@ -100,8 +103,8 @@ def attend_behind(
     q_BTNH: jax.Array,
     prefix_k_PKH: jax.Array,
     prefix_v_PKH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
     mask_BTX: jax.Array,
     scale: float | None = None,
     cap: float | None = None,
@@ -113,7 +116,7 @@ def attend_behind(
     """
     B, T, N, H = q_BTNH.shape
     P, K, _ = prefix_k_PKH.shape
-    q, k, v = _by_heads(q_BTNH, k_BSKH, v_BSKH, scale)
+    q, k, v = _by_heads(q_BTNH, k_BKSH, v_BKSH, scale)
     near = _scores(q, k, mask_BTX[:, :, P:], cap)
     # Heads before rows: the queries of all rows are one matrix, more than twice as fast on CPU as a product for each.
     q_KRH = _rows(q).reshape(B, K, -1, H).swapaxes(0, 1).reshape(K, -1, H)
@@ -136,13 +139,13 @@ def attend_behind(
 
 def distributions(
     q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
+    k_BKSH: jax.Array,
     mask_BTS: jax.Array,
     scale: float | None = None,
     cap: float | None = None,
 ) -> jax.Array:
     """Log-probabilities [B, N, T, S], float32, of what `attend` takes the mean of the values by."""
-    q, k, _ = _by_heads(q_BTNH, k_BSKH, k_BSKH, scale)
+    q, k, _ = _by_heads(q_BTNH, k_BKSH, k_BKSH, scale)
     B, T, N, _ = q_BTNH.shape
     return jax.nn.log_softmax(_scores(q, k, mask_BTS, cap)).reshape(B, N, T, -1)
 
@@ -208,13 +211,13 @@ def _rows(q):
 
 
 def _by_heads(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, scale: float | None
+    q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, scale: float | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(q_XGTH, scaled, k_XSH, v_XSH)."""
     B, T, N, H = q_BTNH.shape
-    S, K = k_BSKH.shape[1:3]
+    K, S = k_BKSH.shape[1:3]
     q = (q_BTNH * (H**-0.5 if scale is None else scale)).reshape(B, T, K, N // K, H)
-    k, v = (x.transpose(0, 2, 1, 3).reshape(B * K, S, H) for x in (k_BSKH, v_BSKH))
+    k, v = (x.reshape(B * K, S, H) for x in (k_BKSH, v_BKSH))
     return q.transpose(0, 2, 3, 1, 4).reshape(B * K, N // K, T, H), k, v
 
 
@@ -255,37 +258,37 @@ class Attention(nn.Module):
         self.sow(SEEN, "qkv", {"q": q_BTNH, "k": k_BTKH, "v": v_BTKH})
         if cache is None:
             mask_BTS = visible(positions_BT, positions_BT, place.segments_BT, place.segments_BT, place.window)
-            k_BSKH, v_BSKH = k_BTKH, v_BTKH
+            k_BKSH, v_BKSH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
         else:
             # A slot is a position; a slot past a row's end is dropped, and one not yet written is never visible.
             row_B1 = jnp.arange(B)[:, None]
-            k_LBSKH = cache.k_LBSKH.at[cache.layer, row_B1, positions_BT].set(k_BTKH, mode="drop")
-            v_LBSKH = cache.v_LBSKH.at[cache.layer, row_B1, positions_BT].set(v_BTKH, mode="drop")
-            cache = LayerCache(k_LBSKH, v_LBSKH, cache.layer)
-            slots_BS = jnp.broadcast_to(jnp.arange(k_LBSKH.shape[2]), (B, k_LBSKH.shape[2]))
-            mask_BTS = visible(positions_BT, slots_BS, None, None, place.window)
-            k_BSKH, v_BSKH = k_LBSKH[cache.layer], v_LBSKH[cache.layer]
+            k_LBKSH = cache.k_LBKSH.at[cache.layer, row_B1, :, positions_BT].set(k_BTKH, mode="drop")
+            v_LBKSH = cache.v_LBKSH.at[cache.layer, row_B1, :, positions_BT].set(v_BTKH, mode="drop")
+            cache = LayerCache(k_LBKSH, v_LBKSH, cache.layer)
+            slots = k_LBKSH.shape[3]
+            mask_BTS = visible(positions_BT, jnp.broadcast_to(jnp.arange(slots), (B, slots)), None, None, place.window)
+            k_BKSH, v_BKSH = k_LBKSH[cache.layer], v_LBKSH[cache.layer]
         settings = (c.attention_scale, c.attention_softcap)
         if not self.has_variable("params", "prefix_k"):
             attend_own = attend_causally if cache is None else attend
-            out_BTNH = attend_own(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *settings)
+            out_BTNH = attend_own(q_BTNH, k_BKSH, v_BKSH, mask_BTS, *settings)
         else:
-            k_PKH, v_PKH = (self.get_variable("params", f"prefix_{part}").astype(k_BSKH.dtype) for part in "kv")
+            k_PKH, v_PKH = (self.get_variable("params", f"prefix_{part}").astype(k_BKSH.dtype) for part in "kv")
             prefix = k_PKH.shape[0]
             slots_P, used = jnp.arange(prefix), prefix if place.before is None else place.before
             near_BTP = positions_BT[:, :, None] + used - slots_P < place.window
             near_BTP = near_BTP if place.before is None else near_BTP & (slots_P < used)
             mask_BTX = jnp.concatenate([near_BTP, mask_BTS], -1)
             if cache is None:
-                k_BXKH, v_BXKH = _put_before(k_PKH, k_BSKH), _put_before(v_PKH, v_BSKH)
-                out_BTNH = attend_causally(q_BTNH, k_BXKH, v_BXKH, mask_BTX, *settings, prefix)
+                k_BKXH, v_BKXH = _put_before(k_PKH, k_BKSH), _put_before(v_PKH, v_BKSH)
+                out_BTNH = attend_causally(q_BTNH, k_BKXH, v_BKXH, mask_BTX, *settings, prefix)
             else:
-                out_BTNH = attend_behind(q_BTNH, k_PKH, v_PKH, k_BSKH, v_BSKH, mask_BTX, *settings)
+                out_BTNH = attend_behind(q_BTNH, k_PKH, v_PKH, k_BKSH, v_BKSH, mask_BTX, *settings)
         out_BTF = out_BTNH.reshape(B, T, c.num_heads * c.head_dim)
         return Linear(c.width, c.output_bias, (2 * c.depth) ** -0.5, name="o")(out_BTF), cache
 
 
-def _put_before(prefix_PKH: jax.Array, x_BSKH: jax.Array) -> jax.Array:
+def _put_before(prefix_PKH: jax.Array, x_BKSH: jax.Array) -> jax.Array:
     """The same prefix before the keys, or values, of every row."""
-    prefix_BPKH = jnp.broadcast_to(prefix_PKH, (x_BSKH.shape[0], *prefix_PKH.shape))
-    return jnp.concatenate([prefix_BPKH, x_BSKH], 1)
+    prefix_KPH = prefix_PKH.swapaxes(0, 1)
+    return jnp.concatenate([jnp.broadcast_to(prefix_KPH, (x_BKSH.shape[0], *prefix_KPH.shape)), x_BKSH], 2)

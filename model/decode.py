@@ -14,6 +14,7 @@ from limbeck.model.errors import UserError
 from limbeck.model.params import Params, join
 from limbeck.model.prefix import PREFIX, USED, is_prefix, prefix_length
 from limbeck.model.sampling import sample
+from limbeck.model.stack import first_rows
 from limbeck.model.transformer import Cache, empty_cache, hidden, logits, with_prefix
 
 
@@ -43,11 +44,21 @@ class Generated(NamedTuple):
     stopped_B: jax.Array
 
 
-class _Decoding(NamedTuple):
-    logits_BV: jax.Array  # of the next token
+class Writing(NamedTuple):
+    """Rows that are being written, each with the logits of its next token and how many tokens it may have.
+
+    A row that is done goes through the model all the same; what it gives there is not kept.
+    """
+
+    logits_BV: jax.Array
     cache: Cache
     out: Generated
-    step: jax.Array
+    limit_B: jax.Array
+
+    @property
+    def done_B(self) -> jax.Array:
+        """Whether a row met a stop token or is full."""
+        return self.out.stopped_B | (self.out.length_B >= self.limit_B)
 
 
 def greedy(batch: int) -> SamplingArrays:
@@ -105,9 +116,9 @@ def _left_by(config: ModelConfig, params: Params, tokens_P: jax.Array, length: j
     cache = cast(Cache, hidden(config, params, tokens_P[None], cache=slots)[1])
     there = join({path: leaf for path, leaf in params.items() if is_prefix(path)})
     leaves: Params = {USED: prefix_length(params) + length}
-    for name, made_LBSKH in zip(PREFIX, cache[:2], strict=True):
+    for name, made in zip(PREFIX, cache[:2], strict=True):
         own = [leaf.astype(config.dtype) for path, leaf in there.items() if path.endswith(name)]
-        leaves[f"blocks/{name}"] = jnp.concatenate([*own, made_LBSKH[:, 0]], 1)
+        leaves[f"blocks/{name}"] = jnp.concatenate([*own, first_rows(made)], 1)
     return leaves
 
 
@@ -128,7 +139,7 @@ def generate(
     """
     params = with_prefix(config, params)
     state = _start(config, params, tokens_BT, lengths_B, max_new_tokens)
-    return _advance(config, params, state, sampling, stop_V, max_new_tokens).out
+    return _advance(config, params, state, sampling, stop_V, max_new_tokens, len(lengths_B)).out
 
 
 def stream(
@@ -145,11 +156,51 @@ def stream(
     params = with_prefix(config, params)
     state = _start_jit(config, params, tokens_BT, lengths_B, max_new_tokens)
     for _ in range(0, max_new_tokens, chunk):
-        state = _advance_jit(config, params, state, sampling, stop_V, chunk)
+        state = advance(config, params, state, sampling, stop_V, chunk, len(lengths_B))
         # The state is donated to the next call, so what leaves this function is a copy.
         yield jax.device_get(state.out)
         if bool(state.out.stopped_B.all()):
             return
+
+
+def empty_rows(config: ModelConfig, rows: int, slots: int, new_tokens: int) -> Writing:
+    """`rows` rows with nothing to write, for texts of up to `slots` tokens with up to `new_tokens` written ones."""
+    nothing = jnp.zeros(rows, jnp.int32)
+    written_BT = jnp.zeros((rows, new_tokens), jnp.int32)
+    out = Generated(written_BT, written_BT.astype(jnp.float32), nothing, nothing.astype(bool))
+    return Writing(jnp.zeros((rows, config.vocab_size)), empty_cache(config, rows, slots), out, nothing.copy())
+
+
+@partial(jax.jit, static_argnames="config", donate_argnames="state")
+def fill(
+    config: ModelConfig,
+    params: Params,
+    state: Writing,
+    tokens_RT: jax.Array,
+    lengths_R: jax.Array,
+    rows_R: jax.Array,
+    limits_R: jax.Array,
+) -> Writing:
+    """The rows `rows_R` begin anew, with right-padded prompts and up to `limits_R` tokens to write.
+
+    A number of a row that is not there fills none. `params` have their prefix (`with_prefix`).
+    """
+    R, T = tokens_RT.shape
+    new = empty_cache(config, R, T)._replace(total_B=lengths_R + limits_R)
+    logits_RV, new = prefill(config, params, tokens_RT, lengths_R, new)
+
+    def put(old: jax.Array, rows: jax.Array | int) -> jax.Array:
+        return old.at[rows_R].set(rows, mode="drop")
+
+    def put_pieces(old: tuple[jax.Array, ...], pieces: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        pairs = zip(old, pieces, strict=True)
+        return tuple(whole.at[:, rows_R, :, :T].set(piece, mode="drop") for whole, piece in pairs)
+
+    cache = state.cache
+    k, v = put_pieces(cache.k, new.k), put_pieces(cache.v, new.v)
+    cache = Cache(k, v, put(cache.length_B, lengths_R), put(cache.total_B, new.total_B))
+    out = jax.tree.map(lambda old: put(old, old.dtype.type(0)), state.out)
+    return Writing(put(state.logits_BV, logits_RV), cache, out, put(state.limit_B, limits_R))
 
 
 def check_room(config: ModelConfig, prompt: int, max_new_tokens: int, prefix: int = 0) -> None:
@@ -169,44 +220,42 @@ def check_room(config: ModelConfig, prompt: int, max_new_tokens: int, prefix: in
         )
 
 
-def _start(config, params, tokens_BT, lengths_B, max_new_tokens) -> _Decoding:
+def _start(config, params, tokens_BT, lengths_B, max_new_tokens) -> Writing:
     batch, length = tokens_BT.shape
-    cache = empty_cache(config, batch, length + max_new_tokens)._replace(total_B=lengths_B + max_new_tokens)
+    empty = empty_rows(config, batch, length + max_new_tokens, max_new_tokens)
+    cache = empty.cache._replace(total_B=lengths_B + max_new_tokens)
     logits_BV, cache = prefill(config, params, tokens_BT, lengths_B, cache)
-    out = Generated(
-        jnp.zeros((batch, max_new_tokens), jnp.int32),
-        jnp.zeros((batch, max_new_tokens), jnp.float32),
-        jnp.zeros(batch, jnp.int32),
-        jnp.zeros(batch, bool),
-    )
-    return _Decoding(logits_BV, cache, out, jnp.int32(0))
+    return Writing(logits_BV, cache, empty.out, jnp.full(batch, max_new_tokens, jnp.int32))
 
 
-def _advance(config, params, state: _Decoding, sampling: SamplingArrays, stop_V, steps: int) -> _Decoding:
-    """At most `steps` more tokens."""
-    last = jnp.minimum(state.step + steps, state.out.tokens_BT.shape[1])
+def _advance(config, params, state: Writing, sampling: SamplingArrays, stop_V, steps, enough) -> Writing:
+    """Up to `steps` more tokens for every row that is not done, until `enough` rows are."""
+    rows_B = jnp.arange(len(state.limit_B))
 
-    def unfinished(state: _Decoding) -> jax.Array:
-        return (state.step < last) & ~state.out.stopped_B.all()
+    def unfinished(carry: tuple[jax.Array, Writing]) -> jax.Array:
+        step, state = carry
+        return (step < steps) & (state.done_B.sum() < enough)
 
-    def write(state: _Decoding) -> _Decoding:
+    def write(carry: tuple[jax.Array, Writing]) -> tuple[jax.Array, Writing]:
+        step, state = carry
+        at_B, open_B = state.out.length_B, ~state.done_B
         keys_B = jax.random.wrap_key_data(jnp.asarray(sampling.key_B2), impl="threefry2x32")
-        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.step)
+        own_keys_B = jax.vmap(jax.random.fold_in)(keys_B, at_B)
         settings = {name: jnp.asarray(getattr(sampling, name)) for name in sampling._fields if name != "key_B2"}
-        tokens_B = sample(state.logits_BV, step_keys_B, **settings)
+        tokens_B = sample(state.logits_BV, own_keys_B, **settings)
         logprobs_B = jnp.take_along_axis(jax.nn.log_softmax(state.logits_BV), tokens_B[:, None], 1)[:, 0]
-        open_B = ~state.out.stopped_B
+        places_B = jnp.where(open_B, at_B, state.out.tokens_BT.shape[1])  # of a row that is done: nowhere
         out = Generated(
-            state.out.tokens_BT.at[:, state.step].set(jnp.where(open_B, tokens_B, 0)),
-            state.out.logprobs_BT.at[:, state.step].set(jnp.where(open_B, logprobs_B, 0.0)),
-            state.out.length_B + open_B,
-            state.out.stopped_B | stop_V[tokens_B],
+            state.out.tokens_BT.at[rows_B, places_B].set(tokens_B, mode="drop"),
+            state.out.logprobs_BT.at[rows_B, places_B].set(logprobs_B, mode="drop"),
+            at_B + open_B,
+            state.out.stopped_B | (open_B & stop_V[tokens_B]),
         )
         logits_BV, cache = decode_step(config, params, tokens_B, state.cache)
-        return _Decoding(logits_BV, cache, out, state.step + 1)
+        return step + 1, Writing(logits_BV, cache, out, state.limit_B)
 
-    return jax.lax.while_loop(unfinished, write, state)
+    return jax.lax.while_loop(unfinished, write, (jnp.int32(0), state))[1]
 
 
 _start_jit = jax.jit(_start, static_argnums=(0, 4))
-_advance_jit = jax.jit(_advance, static_argnums=(0, 5), donate_argnums=2)
+advance = jax.jit(_advance, static_argnums=0, donate_argnums=2)

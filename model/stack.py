@@ -24,14 +24,15 @@ CAPTURED = ("hidden", "q", "k", "v")  # what of every layer can be asked for
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers, a slot per position.
+    """Keys and values of all layers, a slot per position: in one piece where the stack is scanned, else one a layer.
 
+    A loop that is compiled updates pieces of their own in place; a layer sliced out of the whole is copied each time.
     `length_B` is how many slots of a row are in use, `total_B` how many may come to be: some rotary positions depend
     on how long the text will be (longrope), and what is in the cache cannot be turned again.
     """
 
-    k_LBSKH: jax.Array
-    v_LBSKH: jax.Array
+    k: tuple[jax.Array, ...]  # [layers, B, K, S, H]
+    v: tuple[jax.Array, ...]
     length_B: jax.Array
     total_B: jax.Array
 
@@ -86,9 +87,9 @@ def stack(
     turns, turn_of_layer_L = _turns(c, places_BT, total_B)
 
     def block(carry, layer):
-        x_BTD, k_LBSKH, v_LBSKH = carry
+        x_BTD, k_LBKSH, v_LBKSH = carry
         leaves, window, which, index = layer
-        layer_cache = None if k_LBSKH is None else LayerCache(k_LBSKH, v_LBSKH, index)
+        layer_cache = None if k_LBKSH is None else LayerCache(k_LBKSH, v_LBKSH, index if c.scan else 0)
         here = jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x[which], turns)
         place = Place(positions_BT, segments_BT, window, here, before)
         own = unflatten_dict(with_shared(filled(leaves), params), sep="/")
@@ -108,29 +109,34 @@ def stack(
     elif has_chosen(params):
         block = jax.checkpoint(block, policy=keeps)
     windows_L = jnp.asarray(c.layer_windows(), jnp.int32)
-    carry = (x_BTD, None, None) if cache is None else (x_BTD, cache.k_LBSKH, cache.v_LBSKH)
+    k, v = ([None], [None]) if cache is None else (list(cache.k), list(cache.v))
     captured = {name: [x_BTD[None]] if name == "hidden" else [] for name in names}
     stop = 0
     for run in runs(params):
         span = slice(run.start, run.stop)
         layers = (run.leaves, windows_L[span], turn_of_layer_L[span], jnp.arange(run.start, run.stop))
         if c.scan:
-            carry, seen = jax.lax.scan(block, carry, layers)
+            (x_BTD, k[0], v[0]), seen = jax.lax.scan(block, (x_BTD, k[0], v[0]), layers)
             for name in names:
                 captured[name].append(seen[name])
         else:  # a plain loop: an unrolled scan would stack what the backward pass needs all the same
-            for layer in _layer_by_layer(layers, run.stop - run.start):
-                carry, seen = block(carry, layer)
+            for at, layer in enumerate(_layer_by_layer(layers, run.stop - run.start), run.start):
+                piece = 0 if cache is None else at
+                (x_BTD, k[piece], v[piece]), seen = block((x_BTD, k[piece], v[piece]), layer)
                 for name in names:
                     captured[name].append(seen[name][None])
         stop = run.stop
     if stop != c.depth:
         raise UserError(f"the parameters hold {stop} layers, the config says depth={c.depth}: use their own config")
     if cache is not None:
-        k_LBSKH, v_LBSKH = cast(tuple[jax.Array, jax.Array], carry[1:])
         length_B = jnp.maximum(cache.length_B, positions_BT[:, -1] + 1)
-        cache = Cache(k_LBSKH, v_LBSKH, length_B, cache.total_B)
-    return carry[0], cache, {name: jnp.concatenate(parts) for name, parts in captured.items()}
+        cache = Cache(tuple(cast(list[jax.Array], k)), tuple(cast(list[jax.Array], v)), length_B, cache.total_B)
+    return x_BTD, cache, {name: jnp.concatenate(parts) for name, parts in captured.items()}
+
+
+def first_rows(pieces: Sequence[jax.Array]) -> jax.Array:
+    """x_LSKH: what all layers of a cache hold of its first row."""
+    return jnp.concatenate([piece[:, 0] for piece in pieces]).swapaxes(1, 2)
 
 
 def _layer_by_layer(stacked: Any, count: int) -> list[Any]:

@@ -18,7 +18,7 @@ from limbeck.model.errors import UserError, one_of
 from limbeck.model.layers import Norm, softcap
 from limbeck.model.params import Params, runs
 from limbeck.model.prefix import PREFIX, VIRTUAL, fold_prefix, fold_prompt, is_prefix, prefix_length
-from limbeck.model.stack import CAPTURED, Block, Cache, stack
+from limbeck.model.stack import CAPTURED, Block, Cache, first_rows, stack
 
 
 class Output(NamedTuple):
@@ -75,9 +75,14 @@ def head_kernel(params: Mapping[str, jax.Array]) -> jax.Array:
 
 def empty_cache(config: ModelConfig, batch: int, slots: int) -> Cache:
     """A cache of `slots` positions for each of `batch` rows."""
-    shape = (config.depth, batch, slots, config.num_kv_heads, config.head_dim)
-    zeros = jnp.zeros(shape, config.dtype)
-    return Cache(zeros, jnp.zeros_like(zeros), jnp.zeros(batch, jnp.int32), jnp.full(batch, slots, jnp.int32))
+    pieces = [config.depth] if config.scan else [1] * config.depth
+    k, v = (
+        tuple(
+            jnp.zeros((layers, batch, config.num_kv_heads, slots, config.head_dim), config.dtype) for layers in pieces
+        )
+        for _ in "kv"
+    )
+    return Cache(k, v, jnp.zeros(batch, jnp.int32), jnp.full(batch, slots, jnp.int32))
 
 
 def hidden(
@@ -188,7 +193,8 @@ def _prefix_leaves(config: ModelConfig, params: Params) -> Params:
         for index, name in enumerate(PREFIX):
             parts = [run.leaves[name]] if name in run.leaves else []
             if made is not None:
-                parts.append(made[index][run.start : run.stop, 0].astype(jnp.float32))
+                made_LPKH = first_rows(made[index])
+                parts.append(made_LPKH[run.start : run.stop].astype(jnp.float32))
             if parts:
                 leaves[stem + name] = jnp.concatenate(parts, 1)
     return leaves

@@ -36,7 +36,7 @@ config = PretrainingConfig(
         ("gsm8k", GSM8K),
     ),
     ruled=("tinystories",),
-    weights=(1, *(0.5 for _ in WORD_TASKS), 1, 1, 1, 4),
+    weights=(0.5, *(0.5 for _ in WORD_TASKS), 0.5, 0.5, 0.5, 4),
     model="tiny",
     vocab_size=260,  # of bytes: rules of spelling are about letters, which longer tokens hide
     max_len=1024,

@@ -10,6 +10,7 @@ import pytest
 from limbeck.inference import engine as engine_module
 from limbeck.inference.engine import Engine
 from limbeck.inference.requests import GenerateRequest, Sampling, ScoreRequest
+from limbeck.model import decode
 from limbeck.model.config import ModelConfig
 from limbeck.model.decode import Generated
 from limbeck.model.errors import UserError
@@ -88,17 +89,44 @@ def test_scores_are_the_sum_of_log_probabilities():
             assert logprob == pytest.approx(expected, abs=1e-3)
 
 
-def test_few_programs_serve_any_mixture(monkeypatch):
-    shapes = set()
+def test_few_programs_serve_any_mixture():
+    """One program fills rows for a bucket of prompts, one writes for a bucket of prompts and answers."""
+    before = [program._cache_size() for program in (decode.fill, decode.advance)]
+    config = dataclasses.replace(CONFIG, norm_eps=2e-5)  # so that no program is there yet
+    engine = Engine(config, PARAMS, TOKENIZER, batch_size=4)
+    requests = [GenerateRequest((n, *(1,) * (n - 1)), Sampling(1 + n % 16)) for n in range(1, 40)]
+    engine.generate(requests)
+    compiled = [program._cache_size() - n for program, n in zip((decode.fill, decode.advance), before, strict=True)]
+    assert compiled == [3, 3]  # prompts of up to 16, 32 and 64 tokens, answers of up to 16
+    engine.generate(requests[::-2] + requests[5:9])
+    compiled = [program._cache_size() - n for program, n in zip((decode.fill, decode.advance), before, strict=True)]
+    assert compiled == [3, 3]
 
-    def counted(config, params, tokens_BT, *rest):
-        shapes.add(tokens_BT.shape)
-        return generate(config, params, tokens_BT, *rest)
 
-    generate = engine_module.generate
-    monkeypatch.setattr(engine_module, "generate", counted)
-    ENGINE.generate([GenerateRequest((n, *(1,) * (n - 1)), Sampling(4)) for n in range(1, 40)])
-    assert shapes == {(4, 16), (4, 32), (4, 64)}
+def test_rows_are_filled_again_in_flight():
+    """Answers of uneven lengths take about as many steps as they have tokens, and are what each is alone."""
+    requests = [GenerateRequest((1 + n, 2), Sampling(16 if n % 8 == 0 else 1, seed=n)) for n in range(32)]
+    engine = Engine(CONFIG, PARAMS, TOKENIZER, batch_size=4)
+    done = list(engine.answers(requests))
+    assert sorted(i for i, _ in done) == list(range(32))
+    order = [i for i, _ in done]
+    assert order.index(8) > order.index(7) and order.index(1) < order.index(0)  # short ones do not wait for long ones
+    alone = Engine(CONFIG, PARAMS, TOKENIZER, batch_size=4)
+    for i, result in done[::5]:
+        assert alone.generate([requests[i]]) == [result]
+
+
+def test_some_of_a_job_are_answered_as_among_all():
+    """A job that goes on gives, bit for bit, what it would have given at once: what is shared hangs on all of it."""
+    start = tuple(range(1, 41))
+    requests = [GenerateRequest((*start, n), Sampling(4, temperature=1.0)) for n in range(1, 7)]
+    requests += [ScoreRequest((*start, n), ((3,), (4, 5))) for n in range(1, 7)]
+    engine = Engine(CONFIG, PARAMS, TOKENIZER, batch_size=4)
+    whole = dict(engine.answers(requests))
+    part = dict(engine.answers(requests, only=[1, 8]))
+    assert part == {i: whole[i] for i in (1, 8)}
+    before = engine.tokens_run
+    assert not list(engine.answers(requests, only=[])) and engine.tokens_run == before
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,9 @@ def test_an_embedding_is_the_mean_of_the_last_hidden_states():
 def test_what_cannot_be_read_is_refused():
     with pytest.raises(UserError, match="text 1 is empty"):
         ENGINE.rolling([[1], []])
-    with pytest.raises(UserError, match="text 0 has 25 tokens: an embedding is of 1 to 24"):
+    with pytest.raises(UserError, match="a text of 25 tokens: the model reads 1 to 24"):
         ENGINE.embed([[1] * 25])
-    with pytest.raises(UserError, match="text 1 has 0 tokens"):
+    with pytest.raises(UserError, match="a text of 0 tokens"):
         ENGINE.embed([[1], []])
 
 

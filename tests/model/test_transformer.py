@@ -160,7 +160,7 @@ def test_attention_equals_its_definition():
                 weights = np.exp(scores) / np.exp(scores).sum()
                 expected[b, t, n] = weights @ v[b, seen, n // 2]
     q32, k32, v32 = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
-    got = attend(q32, k32, v32, jnp.asarray(mask), cap=2.0)
+    got = attend(q32, k32.swapaxes(1, 2), v32.swapaxes(1, 2), jnp.asarray(mask), cap=2.0)
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
@@ -182,7 +182,7 @@ def test_the_gradient_of_attention_is_that_of_its_definition(length, scale, cap)
         return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf)), v)
 
     def own(q, k, v):
-        return attend_causally(q, k, v, mask, scale, cap)
+        return attend_causally(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, scale, cap)
 
     assert stretches(length) == (1 if length < 64 else 4)
     np.testing.assert_allclose(own(q, k, v), plain(q, k, v), atol=1e-6)

@@ -1,0 +1,113 @@
+"""Writing many answers at once: a fixed number of rows of one cache, each filled again when its answer ends.
+
+What is compiled for has few shapes, and they hang on a request alone, not on how many others there are: the length of
+its prompt and of its answer, each in a bucket. So a request's numbers are the same bit for bit, whatever is written
+beside it, in whatever order, and after whatever interruption.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from limbeck.inference.batches import bucket, padded
+from limbeck.inference.requests import Sampling
+from limbeck.model.config import ModelConfig
+from limbeck.model.decode import SamplingArrays, Writing, advance, empty_rows, fill
+from limbeck.model.params import Params
+from limbeck.model.transformer import with_prefix
+
+_STEPS = 64  # tokens of a row at most between two looks at what has ended
+_SHARE = 4  # of the rows, one in so many is filled at once: fewer fillings, but a few rows wait
+
+
+class Order(NamedTuple):
+    """A prompt to go on from, and how: `key` is the eight bytes that its random numbers come from."""
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    key: bytes
+    stop_V: jax.Array  # tokens that end the answer; orders of one call that share them are written together
+
+
+class Written(NamedTuple):
+    """The tokens of an answer, the one that ended it included, and their log-probabilities."""
+
+    ids: list[int]
+    logprobs: np.ndarray
+
+
+def write(
+    config: ModelConfig, params: Params, orders: Sequence[Order], rows: int, pad: int, short: int | None = None
+) -> Iterator[tuple[int, Written]]:
+    """(index, answer) of each order as it ends, `rows` of them at a time.
+
+    `short` is how long a prompt may be where positions of the cache are counted against it (None: what fits).
+    """
+    params = with_prefix(config, params)
+    groups: dict[tuple[int, int, int], list[int]] = {}
+    for index, order in enumerate(orders):
+        shape = bucket(len(order.prompt), short), bucket(order.sampling.max_new_tokens)
+        groups.setdefault((*shape, id(order.stop_V)), []).append(index)
+    for (length, new_tokens, _), members in sorted(groups.items(), reverse=True):  # what needs most memory shows first
+        yield from _together(config, params, orders, members, rows, length, new_tokens, pad)
+
+
+def _together(
+    config: ModelConfig,
+    params: Params,
+    orders: Sequence[Order],
+    members: Sequence[int],
+    rows: int,
+    length: int,
+    new_tokens: int,
+    pad: int,
+) -> Iterator[tuple[int, Written]]:
+    at_once = max(1, rows // _SHARE)
+    state = empty_rows(config, rows, length + new_tokens, new_tokens)
+    owner: list[int | None] = [None] * rows  # whose answer a row holds
+    waiting, stop_V = list(reversed(members)), orders[members[0]].stop_V
+    while waiting or any(index is not None for index in owner):
+        free = [row for row in range(rows) if owner[row] is None]
+        while waiting and free:
+            taken = [waiting.pop() for _ in range(min(at_once, len(free), len(waiting)))]
+            places = [free.pop(0) for _ in taken]
+            tokens_RT, lengths_R = padded([orders[i].prompt for i in taken], length, at_once, pad)
+            rows_R, limits_R = np.full(at_once, rows, np.int32), np.ones(at_once, np.int32)
+            rows_R[: len(taken)] = places  # what is over goes to a row that is not there
+            limits_R[: len(taken)] = [orders[i].sampling.max_new_tokens for i in taken]
+            state = fill(config, params, state, tokens_RT, lengths_R, rows_R, limits_R)
+            for row, index in zip(places, taken, strict=True):
+                owner[row] = index
+        settings = sampling([None if index is None else orders[index] for index in owner])
+        running = sum(index is not None for index in owner)
+        enough = min(at_once, running) if waiting else running
+        state = advance(config, params, state, settings, stop_V, np.int32(_STEPS), np.int32(rows - running + enough))
+        yield from _ended(state, owner)
+
+
+def _ended(state: Writing, owner: list[int | None]) -> Iterator[tuple[int, Written]]:
+    """The answers of rows that have ended, which are free then."""
+    done_B, length_B = jax.device_get((state.done_B, state.out.length_B))
+    ended = [row for row, index in enumerate(owner) if index is not None and done_B[row]]
+    if not ended:
+        return
+    tokens_BT, logprobs_BT = jax.device_get((state.out.tokens_BT, state.out.logprobs_BT))
+    for row in ended:
+        index, owner[row] = owner[row], None
+        assert index is not None
+        yield index, Written(tokens_BT[row, : length_B[row]].tolist(), logprobs_BT[row, : length_B[row]].copy())
+
+
+def sampling(orders: Sequence[Order | None]) -> SamplingArrays:
+    """How each row is sampled; what a row without an order gives does not count."""
+    rows = [Sampling() if order is None else order.sampling for order in orders]
+    keys = b"".join(bytes(8) if order is None else order.key for order in orders)
+    return SamplingArrays(
+        np.frombuffer(keys, np.uint32).reshape(len(orders), 2),
+        np.asarray([row.temperature for row in rows], np.float32),
+        np.asarray([row.top_k for row in rows], np.int32),
+        np.asarray([row.top_p for row in rows], np.float32),
+        np.asarray([row.min_p for row in rows], np.float32),
+    )
