@@ -14,11 +14,12 @@ import numpy as np
 
 from limbeck.inference.batches import batches, bucket, padded
 from limbeck.inference.sharing import longest_short
+from limbeck.model.cache import Cache, empty_cache
 from limbeck.model.config import ModelConfig
 from limbeck.model.decode import prefill
 from limbeck.model.params import Params
 from limbeck.model.prefix import prefix_length
-from limbeck.model.transformer import Cache, empty_cache, hidden, logits, with_prefix
+from limbeck.model.transformer import hidden, logits, with_prefix
 
 _LOGITS = 128  # tokens whose logits exist at once
 

@@ -5,6 +5,7 @@ its prompt and of its answer, each in a bucket. So a request's numbers are the s
 beside it, in whatever order, and after whatever interruption.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from limbeck.inference.batches import bucket, padded
 from limbeck.inference.requests import Sampling
 from limbeck.model.config import ModelConfig
 from limbeck.model.decode import SamplingArrays, Writing, advance, empty_rows, fill
+from limbeck.model.errors import UserError
 from limbeck.model.params import Params
 from limbeck.model.transformer import with_prefix
 
@@ -39,11 +41,12 @@ class Written(NamedTuple):
 
 
 def write(
-    config: ModelConfig, params: Params, orders: Sequence[Order], rows: int, pad: int, short: int | None = None
+    config: ModelConfig, params: Params, orders: Sequence[Order], rows: int, pad: int, short: int | None = None, coded: bool = False
 ) -> Iterator[tuple[int, Written]]:
     """(index, answer) of each order as it ends, `rows` of them at a time.
 
-    `short` is how long a prompt may be where positions of the cache are counted against it (None: what fits).
+    `short` is how long a prompt may be where the model's positions say it (None: what fits). With `coded` the cache is
+    kept in eight bits. Where memory runs out half as many rows go on with what is left; UserError if one is too many.
     """
     params = with_prefix(config, params)
     groups: dict[tuple[int, int, int], list[int]] = {}
@@ -51,7 +54,22 @@ def write(
         shape = bucket(len(order.prompt), short), bucket(order.sampling.max_new_tokens)
         groups.setdefault((*shape, id(order.stop_V)), []).append(index)
     for (length, new_tokens, _), members in sorted(groups.items(), reverse=True):  # what needs most memory shows first
-        yield from _together(config, params, orders, members, rows, length, new_tokens, pad)
+        left = dict.fromkeys(members)
+        while left:
+            try:
+                for index, written in _together(config, params, orders, [*left], rows, length, new_tokens, pad, coded):
+                    del left[index]
+                    yield index, written
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                if rows == 1:
+                    raise UserError(
+                        f"no memory for a prompt of up to {length} tokens and {new_tokens} written ones, even alone: "
+                        "ask for less, or keep weights or cache in eight bits"
+                    ) from error
+                rows //= 2
+                print(f"out of memory: {rows} answers are written at once from here on", file=sys.stderr)
 
 
 def _together(
@@ -63,9 +81,10 @@ def _together(
     length: int,
     new_tokens: int,
     pad: int,
+    coded: bool,
 ) -> Iterator[tuple[int, Written]]:
     at_once = max(1, rows // _SHARE)
-    state = empty_rows(config, rows, length + new_tokens, new_tokens)
+    state = empty_rows(config, rows, length + new_tokens, new_tokens, coded)
     owner: list[int | None] = [None] * rows  # whose answer a row holds
     waiting, stop_V = list(reversed(members)), orders[members[0]].stop_V
     while waiting or any(index is not None for index in owner):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from limbeck.model.cache import LayerCache, read, write
 from limbeck.model.config import ModelConfig
 from limbeck.model.layers import Linear, Norm, Turn, rotate, softcap
 
@@ -28,17 +29,6 @@ class Place(NamedTuple):
     window: jax.Array
     turn: Turn | None
     before: jax.Array | None = None
-
-
-class LayerCache(NamedTuple):
-    """A piece of the cache and which layer of it to use, so that a loop over layers updates it in place.
-
-    Heads come before slots, as the products over them take it: on CPU an array in another order is copied each time.
-    """
-
-    k_LBKSH: jax.Array
-    v_LBKSH: jax.Array
-    layer: jax.Array | int
 
 
 def visible(
@@ -260,14 +250,14 @@ class Attention(nn.Module):
             mask_BTS = visible(positions_BT, positions_BT, place.segments_BT, place.segments_BT, place.window)
             k_BKSH, v_BKSH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
         else:
-            # A slot is a position; a slot past a row's end is dropped, and one not yet written is never visible.
-            row_B1 = jnp.arange(B)[:, None]
-            k_LBKSH = cache.k_LBKSH.at[cache.layer, row_B1, :, positions_BT].set(k_BTKH, mode="drop")
-            v_LBKSH = cache.v_LBKSH.at[cache.layer, row_B1, :, positions_BT].set(v_BTKH, mode="drop")
-            cache = LayerCache(k_LBKSH, v_LBKSH, cache.layer)
-            slots = k_LBKSH.shape[3]
-            mask_BTS = visible(positions_BT, jnp.broadcast_to(jnp.arange(slots), (B, slots)), None, None, place.window)
-            k_BKSH, v_BKSH = k_LBKSH[cache.layer], v_LBKSH[cache.layer]
+            # A slot is a position; one not yet written is never visible.
+            layer = cache.layer
+            cache = LayerCache(
+                write(cache.k, layer, positions_BT, k_BTKH), write(cache.v, layer, positions_BT, v_BTKH), layer
+            )
+            k_BKSH, v_BKSH = read(cache.k, layer, x_BTD.dtype), read(cache.v, layer, x_BTD.dtype)
+            slots_BS = jnp.broadcast_to(jnp.arange(k_BKSH.shape[2]), (B, k_BKSH.shape[2]))
+            mask_BTS = visible(positions_BT, slots_BS, None, None, place.window)
         settings = (c.attention_scale, c.attention_softcap)
         if not self.has_variable("params", "prefix_k"):
             attend_own = attend_causally if cache is None else attend

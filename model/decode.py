@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from limbeck.model.cache import Cache, Coded, Piece, empty_cache, first_rows
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import Params, join
 from limbeck.model.prefix import PREFIX, USED, is_prefix, prefix_length
 from limbeck.model.sampling import sample
-from limbeck.model.stack import first_rows
-from limbeck.model.transformer import Cache, empty_cache, hidden, logits, with_prefix
+from limbeck.model.transformer import hidden, logits, with_prefix
 
 
 class SamplingArrays(NamedTuple):
@@ -118,7 +118,7 @@ def _left_by(config: ModelConfig, params: Params, tokens_P: jax.Array, length: j
     leaves: Params = {USED: prefix_length(params) + length}
     for name, made in zip(PREFIX, cache[:2], strict=True):
         own = [leaf.astype(config.dtype) for path, leaf in there.items() if path.endswith(name)]
-        leaves[f"blocks/{name}"] = jnp.concatenate([*own, first_rows(made)], 1)
+        leaves[f"blocks/{name}"] = jnp.concatenate([*own, first_rows(made, config.dtype)], 1)
     return leaves
 
 
@@ -163,12 +163,15 @@ def stream(
             return
 
 
-def empty_rows(config: ModelConfig, rows: int, slots: int, new_tokens: int) -> Writing:
-    """`rows` rows with nothing to write, for texts of up to `slots` tokens with up to `new_tokens` written ones."""
+def empty_rows(config: ModelConfig, rows: int, slots: int, new_tokens: int, coded: bool = False) -> Writing:
+    """`rows` rows with nothing to write, for texts of up to `slots` tokens with up to `new_tokens` written ones.
+
+    With `coded` the cache is kept in eight bits.
+    """
     nothing = jnp.zeros(rows, jnp.int32)
     written_BT = jnp.zeros((rows, new_tokens), jnp.int32)
     out = Generated(written_BT, written_BT.astype(jnp.float32), nothing, nothing.astype(bool))
-    return Writing(jnp.zeros((rows, config.vocab_size)), empty_cache(config, rows, slots), out, nothing.copy())
+    return Writing(jnp.zeros((rows, config.vocab_size)), empty_cache(config, rows, slots, coded), out, nothing.copy())
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="state")
@@ -186,15 +189,15 @@ def fill(
     A number of a row that is not there fills none. `params` have their prefix (`with_prefix`).
     """
     R, T = tokens_RT.shape
-    new = empty_cache(config, R, T)._replace(total_B=lengths_R + limits_R)
+    coded = isinstance(state.cache.k[0], Coded)
+    new = empty_cache(config, R, T, coded)._replace(total_B=lengths_R + limits_R)
     logits_RV, new = prefill(config, params, tokens_RT, lengths_R, new)
 
     def put(old: jax.Array, rows: jax.Array | int) -> jax.Array:
         return old.at[rows_R].set(rows, mode="drop")
 
-    def put_pieces(old: tuple[jax.Array, ...], pieces: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        pairs = zip(old, pieces, strict=True)
-        return tuple(whole.at[:, rows_R, :, :T].set(piece, mode="drop") for whole, piece in pairs)
+    def put_pieces(old: tuple[Piece, ...], pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+        return jax.tree.map(lambda whole, piece: whole.at[:, rows_R, :, :T].set(piece, mode="drop"), old, pieces)
 
     cache = state.cache
     k, v = put_pieces(cache.k, new.k), put_pieces(cache.v, new.v)

@@ -4,7 +4,7 @@ A stack that was cut where training begins is differentiated only from there on.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
 from limbeck.model.added import with_shared
-from limbeck.model.attention import ATTENDED, SEEN, Attention, LayerCache, Place
+from limbeck.model.attention import ATTENDED, SEEN, Attention, Place
+from limbeck.model.cache import Cache, LayerCache, Piece
 from limbeck.model.chosen import filled, has_chosen, keeps
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
@@ -21,20 +22,6 @@ from limbeck.model.params import runs
 from limbeck.model.prefix import USED, prefix_length
 
 CAPTURED = ("hidden", "q", "k", "v")  # what of every layer can be asked for
-
-
-class Cache(NamedTuple):
-    """Keys and values of all layers, a slot per position: in one piece where the stack is scanned, else one a layer.
-
-    A loop that is compiled updates pieces of their own in place; a layer sliced out of the whole is copied each time.
-    `length_B` is how many slots of a row are in use, `total_B` how many may come to be: some rotary positions depend
-    on how long the text will be (longrope), and what is in the cache cannot be turned again.
-    """
-
-    k: tuple[jax.Array, ...]  # [layers, B, K, S, H]
-    v: tuple[jax.Array, ...]
-    length_B: jax.Array
-    total_B: jax.Array
 
 
 class Block(nn.Module):
@@ -87,9 +74,9 @@ def stack(
     turns, turn_of_layer_L = _turns(c, places_BT, total_B)
 
     def block(carry, layer):
-        x_BTD, k_LBKSH, v_LBKSH = carry
+        x_BTD, k_piece, v_piece = carry
         leaves, window, which, index = layer
-        layer_cache = None if k_LBKSH is None else LayerCache(k_LBKSH, v_LBKSH, index if c.scan else 0)
+        layer_cache = None if k_piece is None else LayerCache(k_piece, v_piece, index if c.scan else 0)
         here = jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x[which], turns)
         place = Place(positions_BT, segments_BT, window, here, before)
         own = unflatten_dict(with_shared(filled(leaves), params), sep="/")
@@ -130,13 +117,8 @@ def stack(
         raise UserError(f"the parameters hold {stop} layers, the config says depth={c.depth}: use their own config")
     if cache is not None:
         length_B = jnp.maximum(cache.length_B, positions_BT[:, -1] + 1)
-        cache = Cache(tuple(cast(list[jax.Array], k)), tuple(cast(list[jax.Array], v)), length_B, cache.total_B)
+        cache = Cache(tuple(cast(list[Piece], k)), tuple(cast(list[Piece], v)), length_B, cache.total_B)
     return x_BTD, cache, {name: jnp.concatenate(parts) for name, parts in captured.items()}
-
-
-def first_rows(pieces: Sequence[jax.Array]) -> jax.Array:
-    """x_LSKH: what all layers of a cache hold of its first row."""
-    return jnp.concatenate([piece[:, 0] for piece in pieces]).swapaxes(1, 2)
 
 
 def _layer_by_layer(stacked: Any, count: int) -> list[Any]:

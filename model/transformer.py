@@ -12,13 +12,14 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from limbeck.model.attention import Place
+from limbeck.model.cache import Cache, empty_cache, first_rows
 from limbeck.model.chosen import filled_outside
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError, one_of
 from limbeck.model.layers import Norm, softcap
 from limbeck.model.params import Params, runs
 from limbeck.model.prefix import PREFIX, VIRTUAL, fold_prefix, fold_prompt, is_prefix, prefix_length
-from limbeck.model.stack import CAPTURED, Block, Cache, first_rows, stack
+from limbeck.model.stack import CAPTURED, Block, stack
 
 
 class Output(NamedTuple):
@@ -71,18 +72,6 @@ def head_kernel(params: Mapping[str, jax.Array]) -> jax.Array:
     outside = filled_outside(params)
     kernel = outside.get("score/kernel", outside.get("head/kernel"))
     return outside["embed/embedding"].T if kernel is None else kernel
-
-
-def empty_cache(config: ModelConfig, batch: int, slots: int) -> Cache:
-    """A cache of `slots` positions for each of `batch` rows."""
-    pieces = [config.depth] if config.scan else [1] * config.depth
-    k, v = (
-        tuple(
-            jnp.zeros((layers, batch, config.num_kv_heads, slots, config.head_dim), config.dtype) for layers in pieces
-        )
-        for _ in "kv"
-    )
-    return Cache(k, v, jnp.zeros(batch, jnp.int32), jnp.full(batch, slots, jnp.int32))
 
 
 def hidden(
@@ -193,8 +182,7 @@ def _prefix_leaves(config: ModelConfig, params: Params) -> Params:
         for index, name in enumerate(PREFIX):
             parts = [run.leaves[name]] if name in run.leaves else []
             if made is not None:
-                made_LPKH = first_rows(made[index])
-                parts.append(made_LPKH[run.start : run.stop].astype(jnp.float32))
+                parts.append(first_rows(made[index], jnp.float32)[run.start : run.stop])
             if parts:
                 leaves[stem + name] = jnp.concatenate(parts, 1)
     return leaves

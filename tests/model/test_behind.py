@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from limbeck.model import transformer
+from limbeck.model.cache import Cache, empty_cache
 from limbeck.model.config import ModelConfig
 from limbeck.model.decode import behind, everywhere, generate, greedy
 from limbeck.model.params import cut
 from limbeck.model.prefix import PREFIX, USED, prefix_length
 from limbeck.model.rope import Rope
-from limbeck.model.transformer import Cache, empty_cache, hidden, shapes, with_prefix
+from limbeck.model.transformer import hidden, shapes, with_prefix
 
 V, SLOTS = 31, 8
 TINY = ModelConfig(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from limbeck.model import decode, transformer
+from limbeck.model.cache import empty_cache
 from limbeck.model.config import ModelConfig
 from limbeck.model.decode import check_room, generate, greedy, stream
 from limbeck.model.errors import UserError
@@ -19,7 +20,7 @@ from limbeck.model.params import cut
 from limbeck.model.prefix import prefix_length
 from limbeck.model.pretrained import load_pretrained
 from limbeck.model.rope import Rope
-from limbeck.model.transformer import empty_cache, head_kernel, with_prefix
+from limbeck.model.transformer import head_kernel, with_prefix
 
 V, P = 31, 5
 TINY = ModelConfig(

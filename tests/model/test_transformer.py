@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from limbeck.model import transformer
+from limbeck.model.cache import empty_cache
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import cut, join
 from limbeck.model.rope import Rope
-from limbeck.model.transformer import empty_cache, init
+from limbeck.model.transformer import init
 
 TINY = ModelConfig(
     vocab_size=53, width=16, depth=3, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24, max_len=32
