@@ -36,9 +36,9 @@ clean:
 	touch $@
 
 .venv/installed-dev: setup.cfg pyproject.toml | .venv/bin/pip
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[serve,test,lint]'
 	touch .venv/installed $@
 
 .venv/installed-bench: .venv/installed-dev
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint,bench]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[serve,test,lint,bench]'
 	touch $@

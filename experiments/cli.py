@@ -4,9 +4,11 @@ import argparse
 import os
 import platform
 import sys
+import textwrap
 from collections.abc import Sequence
 
-from limbeck.experiments.config import built_in
+from limbeck.experiments.config import built_in, flatten
+from limbeck.experiments.prediction_config import ELSEWHERE, PredictionConfig
 from limbeck.model.errors import UserError
 
 _EXAMPLES = """\
@@ -20,6 +22,7 @@ examples:
   limbeck convert model.bin FOLDER                    as a folder that other programs load
   limbeck predict --model MODEL --task spam.jsonl --store spam.db
   limbeck lookup spam.db 'win a free phone'           an answer from before, without a model
+  limbeck serve spam.db                               the same over HTTP, and a page to try it on
 
 A run that was interrupted goes on where it was: run the same command again.
 `limbeck COMMAND --help` says more about each.
@@ -39,9 +42,37 @@ examples:
 _PREDICT_EXAMPLES = """\
 examples:
   limbeck predict --model MODEL --task spam.jsonl --store spam.db --shots 4
+  limbeck predict --model MODEL --task spam.jsonl --input queries.csv --store spam.db --output answers.jsonl
+  limbeck predict --model MODEL --input prompts.jsonl --store texts.db --samples 5 --temperature 0.8 --dry-run
+  limbeck predict --model MODEL --input batch.jsonl --store batch.db --output results.jsonl
+  limbeck predict my_job.py --workers 4
   limbeck lookup spam.db 'win a free phone'
 
-Predictions that the store holds already are not computed again; an interrupted job goes on where it was.
+The queries are a split of the task; or the rows of an input, which have the fields that the task's template names, or
+"prompt" where there is no task; or lines of the OpenAI batch format. An input is a .jsonl, .csv or .parquet file or
+tfds:NAME. Predictions that the store holds already are not computed again; an interrupted job goes on where it was.
+
+fields: {fields}
+A job file sets them as an experiment does: config = PredictionConfig(...), main = "limbeck.experiments.predicting:run".
+"""
+
+_SERVE_EXAMPLES = """\
+examples:
+  limbeck serve spam.db
+  curl --get http://127.0.0.1:8000/lookup --data-urlencode 'q=win a free phone'
+  curl http://127.0.0.1:8000/lookup --json '{"queries": ["win a free phone", "lunch?"]}'
+
+http://127.0.0.1:8000/ is a page to try queries on; /health and /metrics (Prometheus) are for programs. A new file
+that is moved to STORE, as `limbeck store compact` does, is taken on within a second and without a failed request.
+"""
+
+_STORE_EXAMPLES = """\
+examples:
+  limbeck store status spam.db --model MODEL          coverage, failures; exit status 1 if MODEL has other weights
+  limbeck store export spam.db spam.parquet           every prediction, by key; the same content is the same bytes
+  limbeck store compact spam.db spam.serving.db       a copy for look-ups, put in the place of an older one
+  limbeck store prune spam.db --failures
+  limbeck store merge spam.db part0.db part1.db       first wins; parts of other weights are refused
 """
 
 _GENERATE_EXAMPLES = """\
@@ -99,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command != "run":
+    if rest and args.command not in ("run", "predict"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if own_process and args.command in ("run", "predict", "evaluate"):
         _with_huge_pages(argv)
@@ -134,7 +165,7 @@ def _with_huge_pages(argv: Sequence[str]) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; `run` leaves the words it does not know to the experiment's config."""
+    """The parser of all commands; `run` and `predict` leave the words that they do not know to a config."""
     parser = argparse.ArgumentParser(
         prog="limbeck",
         description="Adapt a language model: prompt it, tune it, distil it, answer ahead of time, report.",
@@ -163,20 +194,23 @@ def build_parser() -> argparse.ArgumentParser:
     lookup = _command(commands, "lookup", "print an answer that a store holds; exit status 1 if it does not")
     lookup.add_argument("store", metavar="STORE")
     lookup.add_argument("query", metavar="QUERY")
+    _online(lookup)
 
-    predict = _command(
-        commands, "predict", "answer every record of a task ahead of time, into a store", _PREDICT_EXAMPLES
-    )
-    predict.add_argument("--model", required=True, metavar="MODEL", help="folder or file of a model")
-    predict.add_argument(
-        "--task", required=True, metavar="TASK", help="a file or folder of records, tfds:NAME, or world"
-    )
-    predict.add_argument("--store", required=True, metavar="STORE", help="file that keeps the predictions")
-    predict.add_argument("--split", default="test", help="the records to answer (default: test)")
-    predict.add_argument(
-        "--shots", type=int, default=0, metavar="K", help="solved examples in each prompt (default: 0)"
-    )
-    predict.add_argument("--seed", type=int, default=0, help="draws the examples (default: 0)")
+    serve = _command(commands, "serve", "answer look-ups over HTTP, with a page to try them on", _SERVE_EXAMPLES)
+    serve.add_argument("store", metavar="STORE")
+    serve.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, which is for this machine alone)")
+    serve.add_argument("--port", type=int, default=8000, help="0 takes any free one (default: 8000)")
+    rate = "requests a second that one client may make; 0: any number (default: 5000)"
+    serve.add_argument("--rate", type=float, default=5000.0, metavar="N", help=rate)
+    _online(serve)
+
+    store = _command(commands, "store", "look after a prediction store", _STORE_EXAMPLES)
+    _store(store.add_subparsers(dest="what", required=True, metavar="WHAT"))
+
+    what = "answer queries ahead of time, into a store; exit status 1 if one was refused"
+    predict = _command(commands, "predict", what, _PREDICT_EXAMPLES.replace("{fields}", _prediction_fields()))
+    predict.usage = "limbeck predict [JOB.py] [--dry-run] [--any.field VALUE ...]"
+    predict.add_argument("--dry-run", action="store_true", help="say what is new and how long it takes, and do nothing")
 
     generate = _command(commands, "generate", "continue a text", _GENERATE_EXAMPLES)
     generate.add_argument("model", metavar="MODEL", help="folder or file of a model")
@@ -225,6 +259,42 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("target", metavar="DST", help="a folder that is not there yet")
     convert.add_argument("--dtype", choices=_DTYPES, help="cast the weights (default: as stored)")
     return parser
+
+
+def _prediction_fields() -> str:
+    short = [name.removeprefix("prompt.") for name in flatten(PredictionConfig()) if name not in ELSEWHERE]
+    return textwrap.fill(" ".join(f"--{name.replace('_', '-')}" for name in short), 116, break_on_hyphens=False)
+
+
+def _store(commands: "argparse._SubParsersAction") -> None:
+    told = {
+        "status": "say what the store holds",
+        "export": "write all predictions to a Parquet file",
+        "compact": "write an immutable copy for look-ups",
+        "prune": "forget rows, and give their room back",
+        "merge": "take in other stores of the same job",
+    }
+    status, export, compact, prune, merge = (_command(commands, name, what) for name, what in told.items())
+    for command in (status, export, compact, prune, merge):
+        command.add_argument("store", metavar="STORE")
+    status.add_argument("--model", metavar="MODEL", help="say how many predictions are of other weights than MODEL's")
+    status.add_argument("--queries", metavar="FILE", help="coverage of these queries, one a line")
+    status.add_argument("--check", action="store_true", help="read all of it, and find any damage")
+    export.add_argument("file", metavar="FILE")
+    compact.add_argument("file", metavar="FILE")
+    prune.add_argument("--failures", action="store_true", help="what could not be predicted")
+    prune.add_argument("--unfound", action="store_true", help="predictions that no query finds, as of a second sample")
+    merge.add_argument("parts", nargs="+", metavar="PART")
+
+
+def _online(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--online",
+        nargs="?",
+        const="",
+        metavar="MODEL",
+        help="ask the model what the store lacks, and record it (MODEL: where it is now, if the store knows another)",
+    )
 
 
 def _command(

@@ -4,13 +4,13 @@ import argparse
 import json
 import math
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from limbeck.experiments.config import apply_point, load_config, override
+from limbeck.experiments.prediction_config import PredictionConfig
 from limbeck.experiments.rundir import cache_folder, open_run
-from limbeck.model.errors import UserError, one_of
+from limbeck.model.errors import UserError
 
 if TYPE_CHECKING:
     from limbeck.inference.engine import Engine
@@ -56,45 +56,38 @@ def report(args: argparse.Namespace) -> int:
 
 def lookup(args: argparse.Namespace) -> int:
     """Prints the stored answer to a query; exit status 1 if there is none."""
-    from limbeck.inference.lookup import lookup as look_up
-    from limbeck.inference.store import PredictionStore
+    from limbeck.experiments.serving import look_up
 
-    with PredictionStore(args.store, read_only=True) as store:
-        payload = look_up(store, args.query)
-        options = json.loads(store.manifest.get("options", "null"))
-    if payload is None:
-        print("not in the store", file=sys.stderr)
-        return 1
-    print(_answer(payload, options))
-    return 0
+    return look_up(args)
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Answers look-ups over HTTP until it is interrupted."""
+    from limbeck.experiments.serving import serve
+
+    return serve(args)
+
+
+def store(args: argparse.Namespace) -> int:
+    """Looks after a prediction store."""
+    from limbeck.experiments.storing import run
+
+    return run(args)
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Answers the records of a task into a store and prints counts; exit status 1 if a row was refused."""
-    from limbeck.inference.job import BulkRequest, run_bulk
-    from limbeck.inference.store import PredictionStore
-    from limbeck.prompting.config import PromptConfig
-    from limbeck.prompting.predict import make_requests, query_text
-    from limbeck.tasks.sources import load_task
+    """Answers queries into a store, or says what that takes; exit status 1 if a row was refused."""
+    words = args.overrides
+    named = words[0] if words and not words[0].startswith("--") else ""
+    config = load_config(named).config if named else PredictionConfig()
+    if not isinstance(config, PredictionConfig):
+        raise UserError(f"{named} is no prediction job: its config is a {type(config).__name__}; `limbeck run` runs it")
+    config = override(config, words[1:] if named else words)
+    folder = Path(config.store).absolute().parent
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / ".cache" / "xla"))  # read when JAX is imported
+    from limbeck.experiments.predicting import predict
 
-    task = load_task(args.task)
-    records = task.splits[one_of("split", args.split, task.splits)]
-    engine = _engine(args.model, batch_size=64)
-    requests, dropped = make_requests(task, engine, records, PromptConfig(shots=args.shots, seed=args.seed))
-    if dropped:
-        print(f"{dropped} examples did not fit into their prompts and were left out", file=sys.stderr)
-    bulk = [BulkRequest(query_text(task, r), request) for r, request in zip(records, requests, strict=True)]
-    manifest = {"task": task.digest(), "options": json.dumps(task.options)}
-    manifest |= {"shots": str(args.shots), "seed": str(args.seed)}
-    with PredictionStore(args.store, manifest=manifest) as store:
-        done = run_bulk(engine, bulk, store)
-        for failure in store.failures():
-            print(f"refused: {failure['query']!r}: {failure['reason']}", file=sys.stderr)
-    print(
-        f"{args.store}: {done.new} new, {done.cached} there already, "
-        f"{done.duplicate} duplicate, {done.failed} refused"
-    )
-    return 1 if done.failed else 0
+    return predict(config, args.dry_run)
 
 
 def generate(args: argparse.Namespace) -> int:
@@ -210,10 +203,3 @@ def _engine(path: str, batch_size: int, dtype: str | None = None) -> "Engine":
     if model.tokenizer is None:
         raise UserError(f"{path} has no tokenizer; put its tokenizer.json beside it")
     return Engine(model.config, model.params, model.tokenizer, batch_size, model.digest)
-
-
-def _answer(payload: dict[str, Any], options: list[str] | None) -> str:
-    """The answer in words: the generated text, or the likeliest option (the first of equals)."""
-    if options is None:
-        return payload["text"].strip()
-    return options[max(range(len(options)), key=lambda index: payload["logprobs"][index])]

@@ -6,14 +6,12 @@ import numbers
 import struct
 from typing import Any
 
-from limbeck.inference.requests import GenerateRequest, ScoreRequest
+from limbeck.inference.requests import Request
 
 SCHEMA = 2  # raise it when the same request would be answered differently by newer code
 
 
-def prediction_key(
-    request: GenerateRequest | ScoreRequest, *, weights: str, tokenizer: str, dtype: str
-) -> str:
+def prediction_key(request: Request, *, weights: str, tokenizer: str, dtype: str) -> str:
     """Hex SHA-256 of the request and of what answers it; equal requests have equal keys.
 
     weights and tokenizer are digests of their content, dtype names the type that the model computes in.

@@ -1,18 +1,28 @@
 """The key: everything that can change an answer changes it, nothing else does."""
 
 import dataclasses
+from typing import get_args
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from limbeck.inference import key as key_module
 from limbeck.inference.key import prediction_key
-from limbeck.inference.requests import GenerateRequest, Sampling, ScoreRequest
+from limbeck.inference.requests import EmbedRequest, GenerateRequest, HeadRequest, Request, Sampling, ScoreRequest
+from limbeck.model.config import ModelConfig
+from limbeck.model.params import digest
+from limbeck.model.quantize import dequantized, quantize
+from limbeck.model.transformer import init
 
 CONTEXT = {"weights": "aa11", "tokenizer": "bb22", "dtype": "float32"}
 GENERATE = GenerateRequest(prompt=(5, 6, 7), sampling=Sampling(temperature=0.5), stop=("\n", "ab"), sample=1)
 SCORE = ScoreRequest(prompt=(5, 6, 7), options=((8,), (9, 10)))
+EMBED = EmbedRequest(prompt=(5, 6, 7))
+HEAD = HeadRequest(prompt=(5, 6, 7))
+KINDS = {"generate": GENERATE, "score": SCORE, "embed": EMBED, "head": HEAD}
 
 
 def another(value):
@@ -39,7 +49,11 @@ def another(value):
         raise TypeError(f"teach this test to change {value!r}")
 
 
-@pytest.mark.parametrize("request_", [GENERATE, SCORE], ids=["generate", "score"])
+def test_every_kind_of_request_is_tested_here():
+    assert {type(request) for request in KINDS.values()} == set(get_args(Request))
+
+
+@pytest.mark.parametrize("request_", KINDS.values(), ids=KINDS)
 def test_every_field_changes_the_key(request_):
     requests = {request_, *another(request_)}
     assert len({prediction_key(request, **CONTEXT) for request in requests}) == len(requests)
@@ -47,10 +61,37 @@ def test_every_field_changes_the_key(request_):
         assert len({getattr(request, field.name) for request in requests}) > 1
 
 
+@pytest.mark.parametrize("request_", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("name", CONTEXT)
-def test_what_answers_changes_the_key(name):
+def test_what_answers_changes_the_key(request_, name):
     changed = CONTEXT | {name: CONTEXT[name] + "x"}
-    assert prediction_key(GENERATE, **changed) != prediction_key(GENERATE, **CONTEXT)
+    assert prediction_key(request_, **changed) != prediction_key(request_, **CONTEXT)
+
+
+def test_the_schema_changes_the_key(monkeypatch):
+    before = prediction_key(GENERATE, **CONTEXT)
+    monkeypatch.setattr(key_module, "SCHEMA", key_module.SCHEMA + 1)
+    assert prediction_key(GENERATE, **CONTEXT) != before
+
+
+def test_the_kind_is_part_of_the_key():
+    prompt = (5, 6, 7)
+    requests = [GenerateRequest(prompt), ScoreRequest(prompt, ()), EmbedRequest(prompt), HeadRequest(prompt)]
+    assert len({prediction_key(request, **CONTEXT) for request in requests}) == len(requests)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_quantised_weights_have_another_key(kind):
+    config = ModelConfig(
+        vocab_size=16, width=16, depth=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=64, max_len=8
+    )
+    params = init(config, jax.random.key(0))
+    few_bits = quantize(params, kind)
+    assert digest(few_bits) != digest(params)
+    again = dequantized(few_bits)  # close to what they were is not what they were
+    assert digest(again) not in (digest(few_bits), digest(params))
+    keys = {prediction_key(GENERATE, **CONTEXT | {"weights": digest(each)}) for each in (params, few_bits, again)}
+    assert len(keys) == 3
 
 
 @pytest.mark.parametrize(
@@ -65,6 +106,10 @@ def test_what_answers_changes_the_key(name):
         (ScoreRequest((1,), ((), (2,))), ScoreRequest((1,), ((2,), ()))),
         (ScoreRequest((1,), ()), ScoreRequest((1,), ((),))),
         (ScoreRequest((1,), ()), GenerateRequest((1,))),
+        (EmbedRequest((1,), "a"), HeadRequest((1,), "a")),
+        (EmbedRequest((1,), "12"), EmbedRequest((1, 2), "1")),
+        (dataclasses.replace(GENERATE, stop=(), adapter="ab"), dataclasses.replace(GENERATE, stop=("ab",), adapter="")),
+        (GenerateRequest((1,), sample=2), GenerateRequest((1,), Sampling(seed=2))),
     ],
 )
 def test_fields_do_not_run_into_each_other(left, right):
@@ -81,6 +126,8 @@ IDS = st.lists(st.integers(0, 2), max_size=3).map(tuple)
 REQUESTS = st.one_of(
     st.builds(ScoreRequest, IDS, st.lists(IDS, max_size=3).map(tuple)),
     st.builds(GenerateRequest, IDS, stop=st.lists(st.text("as\0", max_size=2), max_size=3).map(tuple)),
+    st.builds(EmbedRequest, IDS, st.text("as\0", max_size=2)),
+    st.builds(HeadRequest, IDS, st.text("as\0", max_size=2)),
 )
 
 
@@ -103,7 +150,16 @@ def test_any_text_has_a_key():
     assert len({prediction_key(request, **CONTEXT) for request in requests}) == len(stops)
 
 
-def test_the_key_stays_what_it_was():
+@pytest.mark.parametrize(
+    ("request_", "key"),
+    [
+        (GENERATE, "ac4037d45620c032169a51b3a4faa329e0908e316056d02619fb0222e30dfa1c"),
+        (SCORE, "aa668ce2b98c509225d2b8e58fd26e5e6c4a93830502f414482d33bc3355d032"),
+        (EMBED, "faef09772fb3cdd6ad85c5e252118ac1b49574a806eeff0ef5f8e04b50e467d1"),
+        (HEAD, "874b97e00e0745406ff684514afc5585faeb213f6229bb398acbe2eac0d04714"),
+    ],
+    ids=KINDS,
+)
+def test_the_key_stays_what_it_was(request_, key):
     """Stores on disk hold these keys: a change of the encoding, even a new field, must be meant."""
-    key = prediction_key(GENERATE, **CONTEXT)
-    assert key == "ac4037d45620c032169a51b3a4faa329e0908e316056d02619fb0222e30dfa1c"
+    assert prediction_key(request_, **CONTEXT) == key

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limbeck.inference.lookup import lookup, normalise
+from limbeck.inference import store as store_module
+from limbeck.inference.lookup import NORMALISATIONS, lookup, normalise, side_store
+from limbeck.inference.shards import merge
 from limbeck.inference.store import PredictionStore
 from limbeck.model.errors import UserError
 
@@ -76,3 +78,65 @@ def test_the_store_remembers_how_it_normalises(tmp_path):
         PredictionStore(path, manifest={"normalisation": "nfc"})
     with pytest.raises(UserError, match="nfc_casefold"):
         PredictionStore(tmp_path / "q.db", manifest={"normalisation": "nfkd"})
+
+
+def test_every_normalisation_is_explained():
+    assert set(NORMALISATIONS) == set(store_module.NORMALISATIONS)
+
+
+class Online:
+    """A model; counts what it is asked."""
+
+    def __init__(self, key="k9"):
+        self.asked, self.key = [], key
+
+    def __call__(self, query):
+        self.asked.append(query)
+        if "refuse" in query:
+            raise UserError("too long")
+        return self.key, {"text": f"to {query}"}
+
+
+def test_a_miss_is_predicted_once_and_recorded_in_the_store(tmp_path):
+    online = Online()
+    with PredictionStore(tmp_path / "p.db") as store:
+        store.put_many([("k1", "old", {"text": "of old"})])
+        assert lookup(store, "old", online) == {"text": "of old"} and online.asked == []
+        assert lookup(store, "new") is None
+        assert lookup(store, "new  one", online) == {"text": "to new  one"}
+        assert lookup(store, " new one ", online) == lookup(store, "new one") == {"text": "to new  one"}
+        assert online.asked == ["new  one"]
+        with pytest.raises(UserError, match="too long"):
+            lookup(store, "refuse", online)
+        assert lookup(store, "refuse") is None
+        assert lookup(store, "same prompt", Online("k1")) == {"text": "of old"}  # a key has one payload for ever
+    assert not side_store(tmp_path / "p.db").exists()
+
+
+def test_beside_a_store_for_look_ups_it_is_recorded_in_one_that_merges(tmp_path):
+    online, path = Online(), tmp_path / "سیب.serving.db"
+    with PredictionStore(tmp_path / "p.db", manifest={"weights": "w", "model": "m"}) as store:
+        store.put_many([("k1", "old", {"text": "of old"})])
+        store.compact(path)
+    with PredictionStore(path, read_only=True) as store:
+        for _ in range(2):
+            assert lookup(store, "new", online) == {"text": "to new"}
+        assert store.find("new") is None and online.asked == ["new"]
+    assert side_store(path) == tmp_path / "سیب.serving.online.db"
+    merge(tmp_path / "p.db", [side_store(path)])
+    with PredictionStore(tmp_path / "p.db", read_only=True) as store:
+        assert store.find("new") == {"text": "to new"} and store.find("old") == {"text": "of old"}
+
+
+def test_where_nothing_can_be_recorded_the_model_is_not_asked(tmp_path):
+    online, path = Online(), tmp_path / "p.serving.db"
+    with PredictionStore(tmp_path / "p.db", manifest={"weights": "w"}) as store:
+        store.compact(path)
+    with PredictionStore(path, read_only=True) as store:
+        with PredictionStore(side_store(path)), pytest.raises(UserError, match="being written by another"):
+            lookup(store, "new", online)
+        with PredictionStore(side_store(path)) as side:
+            side.require({"weights": "other"})
+        with pytest.raises(UserError, match="made with weights other, not w"):
+            lookup(store, "new", online)
+    assert online.asked == []
