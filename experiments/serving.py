@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import ipaddress
+import math
 import socket
 import sys
 from typing import Any
@@ -32,7 +33,7 @@ def serve(args: argparse.Namespace) -> int:
     missing = [name for name in ("starlette", "uvicorn", "httptools") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"limbeck serve needs {', '.join(missing)}: pip install 'limbeck[serve]'")
-    if args.rate < 0:
+    if not 0 <= args.rate < math.inf:
         raise UserError(f"--rate {args.rate:g}: requests a second, or 0 for no limit")
     from limbeck.experiments.http_server import run
     from limbeck.inference.serve import LOOPBACK, Limits, create_app

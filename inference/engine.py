@@ -151,9 +151,7 @@ class Engine:
             elif kind is ScoreRequest:
                 found = self._scored(asked, own)
             else:
-                read = self._embedded if kind is EmbedRequest else self._headed
-                rows = read([asked[at] for at in own]).tolist()
-                found = ((at, Values(tuple(row))) for at, row in zip(own, rows, strict=True))
+                found = self._read(asked, own)
             yield from ((places[at], result) for at, result in found)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
@@ -258,22 +256,31 @@ class Engine:
         np.add.at(totals_N, owners, [each.logprob for each in self._score_rows(self.params, rows)])
         return totals_N.tolist()
 
-    def embed(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    def embed(self, prompts: Sequence[Sequence[int]], adapter: str = "") -> np.ndarray:
         """x_ND, float32, of length one: the mean of the last hidden states over each prompt's tokens.
 
         Raises UserError for a prompt that is empty or does not fit the model.
         """
         for prompt in prompts:
-            self._check_read(prompt, self.prefix())
+            self._check_read(prompt, self.prefix(adapter))
         self.tokens_run += sum(map(len, prompts))
-        x_ND = mean_hidden(self.config, self.params, prompts, self.batch_size, self.tokenizer.pad_id)
+        x_ND = mean_hidden(self.config, self._model(adapter), prompts, self.batch_size, self.tokenizer.pad_id)
         return x_ND / np.maximum(np.linalg.norm(x_ND, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
 
-    def _embedded(self, requests: Sequence[EmbedRequest]) -> np.ndarray:
-        return self.embed([request.prompt for request in requests])
-
-    def _headed(self, requests: Sequence[HeadRequest]) -> np.ndarray:
-        return classify.score(self.config, self.params, [request.prompt for request in requests])
+    def _read(
+        self, requests: Sequence[EmbedRequest | HeadRequest], only: Sequence[int]
+    ) -> Iterator[tuple[int, Values]]:
+        """What is read off texts, of one kind: embeddings, or what the model's head says."""
+        for adapter in dict.fromkeys(requests[i].adapter for i in only):
+            own = [i for i in only if requests[i].adapter == adapter]
+            prompts = [requests[i].prompt for i in own]
+            if isinstance(requests[own[0]], EmbedRequest):
+                rows = self.embed(prompts, adapter)
+            else:
+                rows = classify.score(self.config, self._model(adapter), prompts)
+                self.tokens_run += sum(map(len, prompts))
+            # As the shortest numbers that say the same in float32: a store of them is half as large.
+            yield from ((i, Values(tuple(float(str(x)) for x in row))) for i, row in zip(own, rows, strict=True))
 
     def _score_rows(self, params: Params, rows: Sequence[Row]) -> list[Scored]:
         self.tokens_run += sum(len(row.ids) - 1 for row in rows)

@@ -155,7 +155,8 @@ def plan_bulk(engine: Planned, requests: Iterable[BulkRequest | Refused], store:
     if store is not None:
         store.require({name: value for name, value in digests(engine).items() if name in store.manifest})
     work = agenda(engine, requests, store)
-    prompt_tokens, at_most = (sum(column) for column in zip((0, 0), *work.tokens(), strict=True))
+    tokens = work.tokens()
+    prompt_tokens, at_most = sum(prompt for prompt, _ in tokens), sum(most for _, most in tokens)
     rate = _Log(store).seconds_per_token() if store is not None else None
     if not work.due:
         seconds, source = 0.0, "nothing to predict"

@@ -1,12 +1,13 @@
 """The key of a prediction: a digest of everything that can change it, and never a model's name."""
 
 import dataclasses
+import functools
 import hashlib
 import numbers
 import struct
 from typing import Any
 
-from limbeck.inference.requests import Request
+from limbeck.inference.requests import Request, Sampling
 
 SCHEMA = 2  # raise it when the same request would be answered differently by newer code
 
@@ -22,9 +23,10 @@ def prediction_key(request: Request, *, weights: str, tokenizer: str, dtype: str
 
 def _encode(value: Any) -> bytes:
     """An injective encoding: a letter for the kind, the length, the content."""
+    if isinstance(value, Sampling):  # of a million requests it is the same
+        return _settings(value)
     if dataclasses.is_dataclass(value):
-        fields = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-        return _delimited(b"d", _encode((type(value).__name__, *fields)))
+        return _fields(value)
     if isinstance(value, str):
         return _delimited(b"s", value.encode("utf-8", "surrogatepass"))
     if isinstance(value, numbers.Integral):
@@ -38,6 +40,14 @@ def _encode(value: Any) -> bytes:
         except struct.error:
             return _delimited(b"t", b"".join(map(_encode, value)))
     raise TypeError(f"a prediction's key cannot hold {value!r}")
+
+
+def _fields(value: Any) -> bytes:
+    named = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return _delimited(b"d", _encode((type(value).__name__, *named)))
+
+
+_settings = functools.lru_cache(maxsize=256)(_fields)
 
 
 def _delimited(kind: bytes, content: bytes) -> bytes:

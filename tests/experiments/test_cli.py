@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from limbeck.experiments.cli import build_parser, main
+from limbeck.experiments.config import override
+from limbeck.experiments.prediction_config import PredictionConfig
 
 EXPERIMENT = """
 import time
@@ -59,7 +61,7 @@ def test_help_answers_at_once_and_teaches() -> None:
     done = limbeck("--help")
     assert time.monotonic() - start < 2
     assert done.returncode == 0 and done.stderr == ""
-    for command in ("run", "report", "lookup", "predict", "generate"):
+    for command in ("run", "report", "lookup", "serve", "predict", "generate"):
         assert f"limbeck {command} " in done.stdout
 
 
@@ -78,15 +80,18 @@ print([name for name in ("jax", "numpy", "orbax", "pyarrow", "matplotlib") if na
 
 
 def test_every_example_of_the_help_is_a_command_line_that_parses(capsys) -> None:
-    for words in (["--help"], ["run", "--help"], ["predict", "--help"], ["generate", "--help"], ["evaluate", "--help"]):
+    for command in ("", "run", "predict", "serve", "generate", "evaluate"):
         with pytest.raises(SystemExit):
-            main(words)
+            main([*command.split(), "--help"])
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     examples = [line.split("   ")[0] for line in lines if line.startswith("limbeck ") and "[" not in line]
     assert len(examples) > 8
     for example in examples:
         args, rest = build_parser().parse_known_args(shlex.split(example)[1:])
-        assert args.command == "run" or not rest
+        if args.command == "predict":
+            override(PredictionConfig(), rest if rest[0].startswith("--") else rest[1:])
+        else:
+            assert args.command == "run" or not rest
 
 
 def test_a_run_takes_overrides_and_returns_its_status(experiment: str, capsys) -> None:
@@ -267,36 +272,3 @@ def test_chat_needs_a_template_and_uses_it(model: str, tmp_path: Path, capsys) -
     answer = capsys.readouterr().out
     assert main(["generate", model, "[user] hello\n> "]) == 0
     assert capsys.readouterr().out == answer
-
-
-@pytest.mark.parametrize("kind", ["scored", "generated"])
-def test_predict_fills_a_store_that_lookup_reads(model: str, kind: str, tmp_path: Path, capsys) -> None:
-    records, store = tmp_path / "records", str(tmp_path / "answers.db")
-    records.mkdir()
-    for split, count in (("train", 60), ("test", 5)):
-        answers = [f"answer {i % 2 if kind == 'scored' else i}" for i in range(count)]
-        rows = [{"input": f"{split} سؤال {i}", "output": answer} for i, answer in enumerate(answers)]
-        (records / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    words = ["predict", "--model", model, "--task", str(records), "--store", store]
-    assert main([*words, "--shots", "1"]) == 0
-    assert capsys.readouterr().out == f"{store}: 5 new, 0 there already, 0 duplicate, 0 refused\n"
-    assert main([*words, "--shots", "1"]) == 0
-    assert capsys.readouterr().out == f"{store}: 0 new, 5 there already, 0 duplicate, 0 refused\n"
-    assert main(["lookup", store, "test  سؤال 3"]) == 0
-    answer = capsys.readouterr().out.removesuffix("\n")
-    assert answer in ("answer 0", "answer 1") or kind == "generated"
-    assert main([*words, "--shots", "2"]) == 2
-    assert "was made with shots 1, not 2" in capsys.readouterr().err
-    assert main([*words, "--split", "tset"]) == 2
-    assert "did you mean 'test'" in capsys.readouterr().err
-
-
-def test_predict_names_a_record_that_does_not_fit(model: str, tmp_path: Path, capsys) -> None:
-    records = tmp_path / "records"
-    records.mkdir()
-    rows = [{"input": word, "output": word[:3]} for word in ("short", "long " * 30, "brief")]
-    for split in ("train", "test"):
-        (records / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert main(["predict", "--model", model, "--task", str(records), "--store", str(tmp_path / "a.db")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("limbeck: record 'test/2' has ") and error.count("\n") == 1

@@ -9,11 +9,13 @@ import pytest
 
 from limbeck.inference import scoring
 from limbeck.inference.engine import Engine
-from limbeck.inference.requests import GenerateRequest, Sampling
+from limbeck.inference.requests import EmbedRequest, GenerateRequest, HeadRequest, Sampling
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.tokenizer import byte_tokenizer
 from limbeck.model.transformer import apply, init
+from limbeck.train.adapters import add_lora
+from limbeck.train.heads import add_head
 from limbeck.train.soft_prompts import add_prompt
 
 TOKENIZER = byte_tokenizer()
@@ -137,3 +139,23 @@ def test_logits_of_whole_prompts_do_not_exist():
         most = largest(jax.make_jaxpr(program)(params).jaxpr)
         assert most >= B * V or program is last
         assert most <= scoring._LOGITS * V < B * U * V / 8
+
+
+def test_embeddings_and_heads_are_requests_too():
+    """Each of its own adapter; a number is the shortest that is the same in float32."""
+    lora = {path: leaf + (path.endswith("lora_b") and 0.5) for path, leaf in add_lora(PARAMS, jax.random.key(1), rank=2).items()}
+    some = Engine(CONFIG, PARAMS, TOKENIZER, batch_size=4)
+    name = some.attach(PARAMS | lora)
+    plain, adapted = (EmbedRequest((1, 2, 3), adapter) for adapter in ("", name))
+    found = dict(some.answers([plain, adapted, plain]))
+    assert found[0] == found[2] != found[1]
+    np.testing.assert_array_equal(np.float32(found[0].values), some.embed([(1, 2, 3)])[0])
+    np.testing.assert_array_equal(np.float32(found[1].values), some.embed([(1, 2, 3)], name)[0])
+    assert max(len(str(value)) for value in found[0].values) < 16
+    with pytest.raises(UserError, match="no head"):
+        some.check(HeadRequest((1,)))
+    config, params = add_head(CONFIG, PARAMS, ("no", "yes"), jax.random.key(1))
+    headed = Engine(config, params, TOKENIZER)
+    name = headed.attach({**params, "score/kernel": 2 * params["score/kernel"]})
+    once, twice = (result.values for _, result in headed.answers([HeadRequest((4, 5)), HeadRequest((4, 5), name)]))
+    np.testing.assert_allclose(np.multiply(2, once), twice, rtol=1e-5)
