@@ -1,26 +1,15 @@
-"""The bulk run: each distinct request once, failures recorded, and a kill at any instant loses nothing.
+"""The bulk run: each distinct request once, failures recorded, the order of work, what a dry run says."""
 
-Run as a program this file is the job that gets killed, once for every line "FOLDER EVENTS SECONDS POISON" on stdin.
-"""
-
-import hashlib
 import json
 import math
-import os
 import random
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_engine import BOMB, POISON, FakeEngine, content, generate, key_of, make_rows
 
 from limbeck.inference.job import BulkRequest, Refused, plan_bulk, run_bulk
-from limbeck.inference.key import prediction_key
 from limbeck.inference.requests import (
     EmbedRequest,
     GenerateRequest,
@@ -36,71 +25,6 @@ from limbeck.inference.sharing import LEAST
 from limbeck.inference.store import PredictionStore
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
-
-POISON = 13  # a token that the fake engine refuses when it is asked whether it takes a request
-BOMB = 14  # and one at which it fails in the middle of its work
-
-
-class FakeEngine:
-    """Answers are a digest of the request, not in the order of the requests; tells `watch` each that it works on."""
-
-    weights_digest, tokenizer_digest, dtype = "w1", "t1", "float32"
-
-    def __init__(self, watch=lambda request: None):
-        self.watch, self.calls, self.checked, self.company = watch, [], [], []
-
-    def check(self, request):
-        self.checked.append(request)
-        if POISON in request.prompt:
-            raise UserError(f"a prompt of {len(request.prompt)} tokens is too long")
-
-    def answers(self, requests, only=None):
-        order = list(range(len(requests)) if only is None else only)
-        self.calls.append([requests[index] for index in order])
-        self.company.append(requests)
-        for first in range(0, len(order), 4):  # four slots, of which the last is done first
-            for index in reversed(order[first : first + 4]):
-                self.watch(requests[index])
-                if BOMB in requests[index].prompt:
-                    raise UserError("it blew up")
-                yield index, self.answer(requests[index])
-
-    def answer(self, request) -> Any:
-        data = hashlib.sha256(repr(request).encode()).digest()
-        if isinstance(request, GenerateRequest):
-            return Generation(f"سیب {data.hex()[:8]}", tuple(data[:4]), -data[4] / 7, data[5] > 99)
-        if isinstance(request, ScoreRequest):
-            return Scores(tuple(-data[i] / 9 for i in range(len(request.options))), tuple(map(len, request.options)))
-        return Values(tuple(value / 3 for value in data[:3]))
-
-
-def key_of(request):
-    return prediction_key(request, weights="w1", tokenizer="t1", dtype="float32")
-
-
-def generate(query, prompt, **fields):
-    return BulkRequest(query, GenerateRequest(tuple(prompt), **fields))
-
-
-def make_rows(poison):
-    rng = random.Random(0)
-    rows = []
-    for i in range(60):
-        prompt = [20 + i, *rng.choices(range(20, 90), k=rng.randrange(9))]
-        rows.append(generate(f"query {i}", prompt, sample=0))
-        rows.append(generate(f"query {i}", prompt, sample=1))
-        if i % 3 == 0:
-            rows.append(BulkRequest(f"choice {i}", ScoreRequest(tuple(prompt), ((1,), (2, 3)))))
-    if poison:
-        rows[20:20] = [generate("poisoned", [POISON, 4]), generate(" ", [4]), Refused("q.jsonl, row 21", "no JSON")]
-    return rows
-
-
-def content(store, rows):
-    """All that a user can see of a store, except how often a failing row was tried."""
-    failures = [(failure["key"], failure["query"], failure["reason"]) for failure in store.failures()]
-    found = [store.find(row.query) for row in rows if isinstance(row, BulkRequest) and row.query.strip()]
-    return list(store.rows()), failures, found, store.manifest
 
 
 def test_every_kind_of_row_is_counted_once(tmp_path):
@@ -422,133 +346,3 @@ def test_a_query_with_several_requests_finds_the_first_whatever_the_order_of_wor
             assert store.find("q") == store.get(key_of(rows[0].request))
             run_bulk(FakeEngine(), rows[::-1], store)  # asked for in another order, that order holds
             assert store.find("q") == store.get(key_of(rows[1].request))
-
-
-def job_that_is_killed(folder, events, seconds, poison):
-    """Runs the job and dies by SIGKILL at the given event, or by a timer after so many seconds.
-
-    Events are: a request being computed, an SQL statement being run, a commit having been acknowledged. What
-    was acknowledged is written to `acknowledged`; returns the number of events if it survives.
-    """
-    log = os.open(folder / "acknowledged", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    count = 0
-
-    def event(_=None):
-        nonlocal count
-        count += 1
-        if count == events:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    signal.setitimer(signal.ITIMER_REAL, seconds)  # its signal ends the process at once, too
-    with PredictionStore(folder / "p.db") as store:
-        put_many = store.put_many
-
-        def acknowledged(rows, links=None):
-            put_many(rows, links)
-            os.write(log, "".join(f"{key}\n" for key, _, _ in rows).encode())
-            event()
-
-        store.put_many = acknowledged
-        store._db.set_trace_callback(event)
-        run_bulk(FakeEngine(event), make_rows(poison), store, chunk=16)
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    os.close(log)
-    return count
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """By poison: content, events, seconds and compacted bytes of a job that nobody kills."""
-    results = {}
-    for poison in (0, 1):
-        folder = tmp_path_factory.mktemp("whole")
-        start = time.monotonic()
-        events = job_that_is_killed(folder, 0, 0, poison)
-        seconds = time.monotonic() - start
-        with PredictionStore(folder / "p.db") as store:
-            store.compact(folder / "compact.db")
-            compacted = (folder / "compact.db").read_bytes()
-            results[poison] = content(store, make_rows(poison)), events, seconds, compacted
-    return results
-
-
-@pytest.fixture(scope="module")
-def job():
-    """A function that runs the job in a process of its own, and says what that process ended with."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, __file__], **pipes) as child:
-        assert child.stdin and child.stdout
-        into, out = child.stdin, child.stdout
-
-        def run(*arguments):
-            into.write(" ".join(map(str, arguments)) + "\n")
-            into.flush()
-            return int(out.readline())
-
-        yield run
-        into.close()
-
-
-def check_kills(tmp_path, job, uninterrupted, number):
-    """Kills a job twice, each time at another instant, and lets the third run end."""
-    rng = random.Random(number)
-    poison = number % 2
-    expected, events, seconds, compacted = uninterrupted[poison]
-    rows = make_rows(poison)
-    acknowledged, deaths = [], 0
-    for _ in range(2):
-        at_event, after = (rng.randint(1, events), 0) if number % 4 else (0, rng.uniform(1e-4, seconds))
-        status = job(tmp_path, at_event, after, poison)
-        assert status in (0, -signal.SIGKILL, -signal.SIGALRM)
-        deaths += status < 0
-        acknowledged = (tmp_path / "acknowledged").read_text().splitlines()
-        if (tmp_path / "p.db").exists():
-            with PredictionStore(tmp_path / "p.db", read_only=True) as store:
-                assert all(key in store for key in acknowledged)
-
-    engine = FakeEngine()
-    with PredictionStore(tmp_path / "p.db") as store:
-        run_bulk(engine, rows, store, chunk=16)
-        assert content(store, rows) == expected
-        store.compact(tmp_path / "compact.db")
-    computed = {key_of(request) for call in engine.calls for request in call}
-    assert not computed & set(acknowledged)
-    assert len(set(acknowledged)) == len(acknowledged)  # and the second run repeated none of the first
-    if not poison:  # else the two differ in how often the poisoned rows were tried
-        assert (tmp_path / "compact.db").read_bytes() == compacted
-    return deaths
-
-
-@pytest.fixture
-def in_memory(tmp_path):
-    """A folder that need not wait for a disk, where there is one: what a kill leaves is the same."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
-
-
-def test_killed_at_a_hundred_instants_nothing_is_lost_or_done_twice(in_memory, job, uninterrupted):
-    deaths = 0
-    for number in range(50):
-        folder = in_memory / str(number)
-        folder.mkdir()
-        deaths += check_kills(folder, job, uninterrupted, number)
-    assert deaths > 50  # a timer may come too late; an event cannot, in the first run
-
-
-def serve_jobs():
-    """One process that has imported everything, and a copy of it for each job: a job is killed in milliseconds."""
-    for line in sys.stdin:
-        folder, events, seconds, poison = line.split()
-        child = os.fork()
-        if not child:
-            job_that_is_killed(Path(folder), int(events), float(seconds), int(poison))
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-
-
-if __name__ == "__main__":
-    serve_jobs()
