@@ -156,7 +156,8 @@ def attention_divergence(
         )
         logs = []
         for model, (q_BTNH, k_BTKH) in zip(models, arrays, strict=True):
-            log_BNTS = distributions(q_BTNH[:, low:high], k_BTKH[:, :high].swapaxes(1, 2), mask_BTS, model.scale, model.cap)
+            k_BKSH = k_BTKH[:, :high].swapaxes(1, 2)
+            log_BNTS = distributions(q_BTNH[:, low:high], k_BKSH, mask_BTS, model.scale, model.cap)
             if heads == "mean":
                 log_BNTS = jax.nn.logsumexp(log_BNTS, axis=1, keepdims=True) - np.log(log_BNTS.shape[1])
             logs.append(log_BNTS)

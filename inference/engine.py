@@ -29,7 +29,7 @@ from limbeck.inference.requests import (
 from limbeck.inference.scoring import Row, Scored, mean_hidden, score_options, score_rows
 from limbeck.inference.sharing import longest_short, shared_starts, slots
 from limbeck.inference.stops import Stops
-from limbeck.inference.writing import Order, sampling, write
+from limbeck.inference.writing import Order, Rows, sampling, write
 from limbeck.model.config import ModelConfig
 from limbeck.model.decode import behind, check_room, everywhere, stream
 from limbeck.model.errors import UserError, nearest
@@ -173,7 +173,8 @@ class Engine:
                 key = hashlib.sha256(repr(request).encode()).digest()[:8]
                 orders.append(Order(request.prompt[skip:], request.sampling, key, self._stops.tokens(request.stop)))
             short = None if skip else self.config.max_len - prefix_length(params)
-            for place, written in write(self.config, params, orders, self.batch_size, self.tokenizer.pad_id, short, self.coded_cache):
+            rows = Rows(self.batch_size, self.tokenizer.pad_id, self.coded_cache)
+            for place, written in write(self.config, params, orders, rows, short):
                 self.tokens_run += len(orders[place].prompt) + len(written.ids)
                 stop = requests[group[place]].stop
                 yield group[place], self._stops.generation(stop, written.ids, written.logprobs)

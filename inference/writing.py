@@ -33,6 +33,14 @@ class Order(NamedTuple):
     stop_V: jax.Array  # tokens that end the answer; orders of one call that share them are written together
 
 
+class Rows(NamedTuple):
+    """How many answers are written at once, what prompts are padded with, whether the cache is kept in eight bits."""
+
+    count: int
+    pad: int
+    coded: bool = False
+
+
 class Written(NamedTuple):
     """The tokens of an answer, the one that ended it included, and their log-probabilities."""
 
@@ -41,12 +49,12 @@ class Written(NamedTuple):
 
 
 def write(
-    config: ModelConfig, params: Params, orders: Sequence[Order], rows: int, pad: int, short: int | None = None, coded: bool = False
+    config: ModelConfig, params: Params, orders: Sequence[Order], rows: Rows, short: int | None = None
 ) -> Iterator[tuple[int, Written]]:
-    """(index, answer) of each order as it ends, `rows` of them at a time.
+    """(index, answer) of each order as it ends.
 
-    `short` is how long a prompt may be where the model's positions say it (None: what fits). With `coded` the cache is
-    kept in eight bits. Where memory runs out half as many rows go on with what is left; UserError if one is too many.
+    `short` is how long a prompt may be where the model's positions say it (None: what fits). Where memory runs out half
+    as many rows go on with what is left; UserError if one is too many.
     """
     params = with_prefix(config, params)
     groups: dict[tuple[int, int, int], list[int]] = {}
@@ -57,19 +65,19 @@ def write(
         left = dict.fromkeys(members)
         while left:
             try:
-                for index, written in _together(config, params, orders, [*left], rows, length, new_tokens, pad, coded):
+                for index, written in _together(config, params, orders, [*left], rows, length, new_tokens):
                     del left[index]
                     yield index, written
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                if rows == 1:
+                if rows.count == 1:
                     raise UserError(
                         f"no memory for a prompt of up to {length} tokens and {new_tokens} written ones, even alone: "
                         "ask for less, or keep weights or cache in eight bits"
                     ) from error
-                rows //= 2
-                print(f"out of memory: {rows} answers are written at once from here on", file=sys.stderr)
+                rows = rows._replace(count=rows.count // 2)
+                print(f"out of memory: {rows.count} answers are written at once from here on", file=sys.stderr)
 
 
 def _together(
@@ -77,23 +85,21 @@ def _together(
     params: Params,
     orders: Sequence[Order],
     members: Sequence[int],
-    rows: int,
+    rows: Rows,
     length: int,
     new_tokens: int,
-    pad: int,
-    coded: bool,
 ) -> Iterator[tuple[int, Written]]:
-    at_once = max(1, rows // _SHARE)
-    state = empty_rows(config, rows, length + new_tokens, new_tokens, coded)
-    owner: list[int | None] = [None] * rows  # whose answer a row holds
+    count, at_once = rows.count, max(1, rows.count // _SHARE)
+    state = empty_rows(config, count, length + new_tokens, new_tokens, rows.coded)
+    owner: list[int | None] = [None] * count  # whose answer a row holds
     waiting, stop_V = list(reversed(members)), orders[members[0]].stop_V
     while waiting or any(index is not None for index in owner):
-        free = [row for row in range(rows) if owner[row] is None]
+        free = [row for row in range(count) if owner[row] is None]
         while waiting and free:
             taken = [waiting.pop() for _ in range(min(at_once, len(free), len(waiting)))]
             places = [free.pop(0) for _ in taken]
-            tokens_RT, lengths_R = padded([orders[i].prompt for i in taken], length, at_once, pad)
-            rows_R, limits_R = np.full(at_once, rows, np.int32), np.ones(at_once, np.int32)
+            tokens_RT, lengths_R = padded([orders[i].prompt for i in taken], length, at_once, rows.pad)
+            rows_R, limits_R = np.full(at_once, count, np.int32), np.ones(at_once, np.int32)
             rows_R[: len(taken)] = places  # what is over goes to a row that is not there
             limits_R[: len(taken)] = [orders[i].sampling.max_new_tokens for i in taken]
             state = fill(config, params, state, tokens_RT, lengths_R, rows_R, limits_R)
@@ -102,7 +108,7 @@ def _together(
         settings = sampling([None if index is None else orders[index] for index in owner])
         running = sum(index is not None for index in owner)
         enough = min(at_once, running) if waiting else running
-        state = advance(config, params, state, settings, stop_V, np.int32(_STEPS), np.int32(rows - running + enough))
+        state = advance(config, params, state, settings, stop_V, np.int32(_STEPS), np.int32(count - running + enough))
         yield from _ended(state, owner)
 
 

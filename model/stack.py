@@ -13,7 +13,7 @@ from flax.traverse_util import unflatten_dict
 
 from limbeck.model.added import with_shared
 from limbeck.model.attention import ATTENDED, SEEN, Attention, Place
-from limbeck.model.cache import Cache, LayerCache, Piece
+from limbeck.model.cache import Cache, LayerCache
 from limbeck.model.chosen import filled, has_chosen, keeps
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
@@ -96,7 +96,8 @@ def stack(
     elif has_chosen(params):
         block = jax.checkpoint(block, policy=keeps)
     windows_L = jnp.asarray(c.layer_windows(), jnp.int32)
-    k, v = ([None], [None]) if cache is None else (list(cache.k), list(cache.v))
+    k: list[Any] = [None] if cache is None else list(cache.k)
+    v: list[Any] = [None] if cache is None else list(cache.v)
     captured = {name: [x_BTD[None]] if name == "hidden" else [] for name in names}
     stop = 0
     for run in runs(params):
@@ -117,7 +118,7 @@ def stack(
         raise UserError(f"the parameters hold {stop} layers, the config says depth={c.depth}: use their own config")
     if cache is not None:
         length_B = jnp.maximum(cache.length_B, positions_BT[:, -1] + 1)
-        cache = Cache(tuple(cast(list[Piece], k)), tuple(cast(list[Piece], v)), length_B, cache.total_B)
+        cache = Cache(tuple(k), tuple(v), length_B, cache.total_B)
     return x_BTD, cache, {name: jnp.concatenate(parts) for name, parts in captured.items()}
 
 

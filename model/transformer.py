@@ -170,7 +170,7 @@ def _prefix_leaves(config: ModelConfig, params: Params) -> Params:
     """`prefix_k` and `prefix_v` alone, of every run of layers."""
     model = fold_prompt(fold_prefix(params))
     prompt_PD = model.pop("prompt/embedding", None)
-    made = None
+    made: Cache | None = None
     if prompt_PD is not None:
         positions_1P = jnp.arange(prompt_PD.shape[0], dtype=jnp.int32)[None]
         slots = empty_cache(config, 1, prompt_PD.shape[0])
@@ -182,7 +182,8 @@ def _prefix_leaves(config: ModelConfig, params: Params) -> Params:
         for index, name in enumerate(PREFIX):
             parts = [run.leaves[name]] if name in run.leaves else []
             if made is not None:
-                parts.append(first_rows(made[index], jnp.float32)[run.start : run.stop])
+                made_LPKH = first_rows((made.k, made.v)[index], jnp.float32)
+                parts.append(made_LPKH[run.start : run.stop])
             if parts:
                 leaves[stem + name] = jnp.concatenate(parts, 1)
     return leaves

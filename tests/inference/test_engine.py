@@ -1,6 +1,7 @@
 """The engine answers as the model does, whatever else is in the batch."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,15 +92,16 @@ def test_scores_are_the_sum_of_log_probabilities():
 
 def test_few_programs_serve_any_mixture():
     """One program fills rows for a bucket of prompts, one writes for a bucket of prompts and answers."""
-    before = [program._cache_size() for program in (decode.fill, decode.advance)]
+    programs: Any = decode.fill, decode.advance
+    before = [program._cache_size() for program in programs]
     config = dataclasses.replace(CONFIG, norm_eps=2e-5)  # so that no program is there yet
     engine = Engine(config, PARAMS, TOKENIZER, batch_size=4)
     requests = [GenerateRequest((n, *(1,) * (n - 1)), Sampling(1 + n % 16)) for n in range(1, 40)]
     engine.generate(requests)
-    compiled = [program._cache_size() - n for program, n in zip((decode.fill, decode.advance), before, strict=True)]
+    compiled = [program._cache_size() - n for program, n in zip(programs, before, strict=True)]
     assert compiled == [3, 3]  # prompts of up to 16, 32 and 64 tokens, answers of up to 16
     engine.generate(requests[::-2] + requests[5:9])
-    compiled = [program._cache_size() - n for program, n in zip((decode.fill, decode.advance), before, strict=True)]
+    compiled = [program._cache_size() - n for program, n in zip(programs, before, strict=True)]
     assert compiled == [3, 3]
 
 

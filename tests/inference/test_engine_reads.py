@@ -1,6 +1,7 @@
 """Whole texts: their log-likelihood in windows, their embeddings, and that no prompt's logits are ever held."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -143,11 +144,12 @@ def test_logits_of_whole_prompts_do_not_exist():
 
 def test_embeddings_and_heads_are_requests_too():
     """Each of its own adapter; a number is the shortest that is the same in float32."""
-    lora = {path: leaf + (path.endswith("lora_b") and 0.5) for path, leaf in add_lora(PARAMS, jax.random.key(1), rank=2).items()}
+    lora = add_lora(PARAMS, jax.random.key(1), rank=2)
+    lora = {path: leaf + (path.endswith("lora_b") and 0.5) for path, leaf in lora.items()}
     some = Engine(CONFIG, PARAMS, TOKENIZER, batch_size=4)
     name = some.attach(PARAMS | lora)
     plain, adapted = (EmbedRequest((1, 2, 3), adapter) for adapter in ("", name))
-    found = dict(some.answers([plain, adapted, plain]))
+    found: Any = dict(some.answers([plain, adapted, plain]))
     assert found[0] == found[2] != found[1]
     np.testing.assert_array_equal(np.float32(found[0].values), some.embed([(1, 2, 3)])[0])
     np.testing.assert_array_equal(np.float32(found[1].values), some.embed([(1, 2, 3)], name)[0])
@@ -157,5 +159,5 @@ def test_embeddings_and_heads_are_requests_too():
     config, params = add_head(CONFIG, PARAMS, ("no", "yes"), jax.random.key(1))
     headed = Engine(config, params, TOKENIZER)
     name = headed.attach({**params, "score/kernel": 2 * params["score/kernel"]})
-    once, twice = (result.values for _, result in headed.answers([HeadRequest((4, 5)), HeadRequest((4, 5), name)]))
-    np.testing.assert_allclose(np.multiply(2, once), twice, rtol=1e-5)
+    read: Any = dict(headed.answers([HeadRequest((4, 5)), HeadRequest((4, 5), name)]))
+    np.testing.assert_allclose(np.multiply(2, read[0].values), read[1].values, rtol=1e-5)

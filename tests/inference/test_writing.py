@@ -1,6 +1,7 @@
 """Rows of one cache that are filled again: out of memory, and keys and values in eight bits."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ def test_out_of_memory_goes_on_with_half_the_rows(monkeypatch, capsys):
 
     advance = writing.advance
     monkeypatch.setattr(writing, "advance", scarce)
-    found = list(Engine(CONFIG, PARAMS, TOKENIZER, batch_size=8).answers(REQUESTS))
+    found: Any = list(Engine(CONFIG, PARAMS, TOKENIZER, batch_size=8).answers(REQUESTS))
     assert sorted(i for i, _ in found) == list(range(12))  # each once
     for i, result in found:
         assert result.text == right[i].text and result.logprob == pytest.approx(right[i].logprob, abs=1e-5)
