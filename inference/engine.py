@@ -5,6 +5,7 @@ answer does not depend on the rows beside it. What many prompts of a call begin 
 change, is run once (`sharing.py`), and so is a prompt with several options.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -33,7 +34,7 @@ from limbeck.inference.writing import Order, Rows, sampling, write
 from limbeck.model.config import ModelConfig
 from limbeck.model.decode import behind, check_room, everywhere, stream
 from limbeck.model.errors import UserError, nearest
-from limbeck.model.params import Params, digest
+from limbeck.model.params import Params, apart, digest
 from limbeck.model.prefix import prefix_length
 from limbeck.model.tokenizer import Tokenizer
 
@@ -70,6 +71,7 @@ class Engine:
         self.tokens_run = 0  # tokens that went through the model so far, padding left out
         self.indexes: dict[tuple[str, str], Any] = {}  # of texts, by this model's vectors too: `prompting` keeps them
         self._models = {"": params}
+        self._pieces: dict[str, Params] = {}
         self._stops = Stops(tokenizer, config.vocab_size)
 
     @property
@@ -174,7 +176,10 @@ class Engine:
                 orders.append(Order(request.prompt[skip:], request.sampling, key, self._stops.tokens(request.stop)))
             short = None if skip else self.config.max_len - prefix_length(params)
             rows = Rows(self.batch_size, self.tokenizer.pad_id, self.coded_cache)
-            for place, written in write(self.config, params, orders, rows, short):
+            config = self.config
+            if jax.default_backend() == "cpu":  # which copies a layer out of a stack at every token
+                config, params = dataclasses.replace(config, scan=False), self._by_layers(params)
+            for place, written in write(config, params, orders, rows, short):
                 self.tokens_run += len(orders[place].prompt) + len(written.ids)
                 stop = requests[group[place]].stop
                 yield group[place], self._stops.generation(stop, written.ids, written.logprobs)
@@ -220,6 +225,18 @@ class Engine:
             self.check(request)
         answers = dict(self._scored(requests, range(len(requests))))
         return [answers[i] for i in range(len(requests))]
+
+    def _by_layers(self, params: Params) -> Params:
+        """The same parameters in a piece a layer; the engine's own are taken apart once."""
+        out: Params = {}
+        for path, leaf in params.items():
+            pieces = self._pieces.get(path)
+            if pieces is None or leaf is not self.params.get(path):
+                pieces = apart({path: leaf})
+            if leaf is self.params.get(path):
+                self._pieces[path] = pieces
+            out |= pieces
+        return out
 
     def _scored(self, requests: Sequence[ScoreRequest], only: Sequence[int]) -> Iterator[tuple[int, Scores]]:
         after = [max(map(len, request.options)) - 1 for request in requests]

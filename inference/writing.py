@@ -1,7 +1,7 @@
 """Writing many answers at once: a fixed number of rows of one cache, each filled again when its answer ends.
 
-What is compiled for has few shapes, and they hang on a request alone, not on how many others there are: the length of
-its prompt and of its answer, each in a bucket. So a request's numbers are the same bit for bit, whatever is written
+What is compiled for has few shapes, and they hang on a request alone, not on what others there are: the length of its
+prompt, in a bucket, and the places of a row. So a request's numbers are the same bit for bit, whatever is written
 beside it, in whatever order, and after whatever interruption.
 """
 
@@ -21,6 +21,7 @@ from limbeck.model.params import Params
 from limbeck.model.transformer import with_prefix
 
 _STEPS = 64  # tokens of a row at most between two looks at what has ended
+_FEWEST = 64  # places of a row
 _SHARE = 4  # of the rows, one in so many is filled at once: fewer fillings, but a few rows wait
 
 
@@ -57,15 +58,15 @@ def write(
     as many rows go on with what is left; UserError if one is too many.
     """
     params = with_prefix(config, params)
-    groups: dict[tuple[int, int, int], list[int]] = {}
+    groups: dict[tuple[int, int], list[int]] = {}
     for index, order in enumerate(orders):
-        shape = bucket(len(order.prompt), short), bucket(order.sampling.max_new_tokens)
-        groups.setdefault((*shape, id(order.stop_V)), []).append(index)
-    for (length, new_tokens, _), members in sorted(groups.items(), reverse=True):  # what needs most memory shows first
+        slots = _slots(bucket(len(order.prompt), short) + order.sampling.max_new_tokens)
+        groups.setdefault((slots, id(order.stop_V)), []).append(index)
+    for (slots, _), members in sorted(groups.items(), reverse=True):  # what needs most memory shows first
         left = dict.fromkeys(members)
         while left:
             try:
-                for index, written in _together(config, params, orders, [*left], rows, length, new_tokens):
+                for index, written in _together(config, params, orders, [*left], rows, slots, short):
                     del left[index]
                     yield index, written
             except jax.errors.JaxRuntimeError as error:
@@ -73,7 +74,7 @@ def write(
                     raise
                 if rows.count == 1:
                     raise UserError(
-                        f"no memory for a prompt of up to {length} tokens and {new_tokens} written ones, even alone: "
+                        f"no memory for a text of up to {slots} tokens, even alone: "
                         "ask for less, or keep weights or cache in eight bits"
                     ) from error
                 rows = rows._replace(count=rows.count // 2)
@@ -86,17 +87,23 @@ def _together(
     orders: Sequence[Order],
     members: Sequence[int],
     rows: Rows,
-    length: int,
-    new_tokens: int,
+    slots: int,
+    short: int | None,
 ) -> Iterator[tuple[int, Written]]:
     count, at_once = rows.count, max(1, rows.count // _SHARE)
-    state = empty_rows(config, count, length + new_tokens, new_tokens, rows.coded)
+    state = empty_rows(config, count, slots, slots, rows.coded)
     owner: list[int | None] = [None] * count  # whose answer a row holds
-    waiting, stop_V = list(reversed(members)), orders[members[0]].stop_V
+    waiting = sorted(members, key=lambda index: len(orders[index].prompt))  # the longest are taken first
+    stop_V = orders[members[0]].stop_V
     while waiting or any(index is not None for index in owner):
         free = [row for row in range(count) if owner[row] is None]
         while waiting and free:
-            taken = [waiting.pop() for _ in range(min(at_once, len(free), len(waiting)))]
+            length = bucket(len(orders[waiting[-1]].prompt), short)
+            taken = []
+            while len(taken) < min(at_once, len(free)) and waiting:
+                if bucket(len(orders[waiting[-1]].prompt), short) < length:
+                    break
+                taken.append(waiting.pop())
             places = [free.pop(0) for _ in taken]
             tokens_RT, lengths_R = padded([orders[i].prompt for i in taken], length, at_once, rows.pad)
             rows_R, limits_R = np.full(at_once, count, np.int32), np.ones(at_once, np.int32)
@@ -110,6 +117,14 @@ def _together(
         enough = min(at_once, running) if waiting else running
         state = advance(config, params, state, settings, stop_V, np.int32(_STEPS), np.int32(count - running + enough))
         yield from _ended(state, owner)
+
+
+def _slots(tokens: int) -> int:
+    """How many places a row has for so many tokens: few sizes, so that most requests are written together."""
+    size = _FEWEST
+    while size < tokens:
+        size *= 4
+    return size
 
 
 def _ended(state: Writing, owner: list[int | None]) -> Iterator[tuple[int, Written]]:

@@ -88,6 +88,21 @@ def cut(params: Mapping[str, jax.Array], boundaries: Iterable[int]) -> Params:
     return out
 
 
+def apart(params: Mapping[str, jax.Array]) -> Params:
+    """The same parameters, every layer a piece of its own: on a CPU a view of the same memory."""
+    out: Params = {}
+    for path, leaf in params.items():
+        parsed = block_path(path)
+        if parsed is None:
+            out[path] = leaf
+            continue
+        start, stop = parsed[0] or (0, leaf.shape[0])
+        whole = np.asarray(leaf)
+        for layer in range(start, stop):
+            out[f"blocks/{layer}:{layer + 1}/{parsed[1]}"] = jax.numpy.asarray(whole[layer - start : layer - start + 1])
+    return out
+
+
 def join(params: Mapping[str, jax.Array]) -> Params:
     """The same parameters with neighbouring pieces of a cut leaf put together: the layout of files and digests.
 

@@ -91,7 +91,7 @@ def test_scores_are_the_sum_of_log_probabilities():
 
 
 def test_few_programs_serve_any_mixture():
-    """One program fills rows for a bucket of prompts, one writes for a bucket of prompts and answers."""
+    """One program fills rows for a bucket of prompts, one writes for a size of rows."""
     programs: Any = decode.fill, decode.advance
     before = [program._cache_size() for program in programs]
     config = dataclasses.replace(CONFIG, norm_eps=2e-5)  # so that no program is there yet
@@ -99,10 +99,10 @@ def test_few_programs_serve_any_mixture():
     requests = [GenerateRequest((n, *(1,) * (n - 1)), Sampling(1 + n % 16)) for n in range(1, 40)]
     engine.generate(requests)
     compiled = [program._cache_size() - n for program, n in zip(programs, before, strict=True)]
-    assert compiled == [3, 3]  # prompts of up to 16, 32 and 64 tokens, answers of up to 16
+    assert compiled == [3, 2]  # prompts of up to 16, 32 and 64 tokens, in rows of 64 and 256 places
     engine.generate(requests[::-2] + requests[5:9])
     compiled = [program._cache_size() - n for program, n in zip(programs, before, strict=True)]
-    assert compiled == [3, 3]
+    assert compiled == [3, 2]
 
 
 def test_rows_are_filled_again_in_flight():

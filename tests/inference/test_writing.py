@@ -49,7 +49,7 @@ def test_not_even_one_row_fits(monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
     monkeypatch.setattr(writing, "advance", none)
-    with pytest.raises(UserError, match="a prompt of up to 16 tokens and 16 written ones, even alone"):
+    with pytest.raises(UserError, match="a text of up to 64 tokens, even alone"):
         Engine(CONFIG, PARAMS, TOKENIZER, batch_size=4).generate(REQUESTS)
 
     def broken(*_):
