@@ -66,8 +66,8 @@ class RayPredictor:
         self, requests: Sequence[Request], only: Sequence[int] | None = None
     ) -> Iterator[tuple[int, Result | str]]:
         """(index, its answer or why there is none) of the requests in `only`, in the order in which they are done."""
-        import ray
-        import ray.data
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.data  # pyright: ignore[reportMissingImports]
 
         rows = list(range(len(requests)) if only is None else only)
         together = ray.put([dumps(request) for request in requests])  # every engine is to know all of them
@@ -95,8 +95,8 @@ def cluster(address: str) -> Iterator[None]:
         raise UserError("many machines need Ray: pip install 'limbeck[ray]', or leave --ray out")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-    from ray.data import DataContext
+    import ray  # pyright: ignore[reportMissingImports]
+    from ray.data import DataContext  # pyright: ignore[reportMissingImports]
 
     where: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {"address": address}
     try:
@@ -125,7 +125,7 @@ class _Worker:
     """One engine of the cluster."""
 
     def __init__(self, make: Callable[[], Predictor], together: Any) -> None:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         self._engine = make()
         self._requests = [loads(text) for text in ray.get(together)]
