@@ -90,6 +90,13 @@ def task_of(name: str, tables: Mapping[str, Table], description: Description, on
                 known = set(labels) <= set(options)  # if not, the check below says which
                 record[answer] = join_labels(labels, options) if known else record[answer]
             check_answer(record[answer], row.place, kind, options, template.separator)
+            if kind != "classification":  # what stands beside the answer is written, too
+                for name in fields(template.target):
+                    if template.separator in record[name]:
+                        raise UserError(
+                            f"{row.place}: {name!r} is {record[name]!r:.60} and holds the separator "
+                            f"{template.separator!r}, which ends a written answer: set another in the template"
+                        )
             places[record["id"]] = row.place
             return record
 

@@ -27,5 +27,6 @@ main = "limbeck.experiments.adaptation:run"
 def sweep() -> list[dict]:
     """A point a task."""
     words = [{"tuning.task": f"data/in_context_tasks/{name}.jsonl", "tuning.description": WORDS} for name in WORD_TASKS]
-    others = [("sst2", ""), ("ag_news_7600", ag_news.DESCRIPTION), ("gsm8k", GSM8K)]
-    return words + [{"tuning.task": f"data/{name}", "tuning.description": said} for name, said in others]
+    others = [("sst2", ""), ("ag_news_7600", ag_news.DESCRIPTION)]
+    sums = {"tuning.task": "data/gsm8k", "tuning.description": GSM8K, "prompt.max_new_tokens": 256, "shots": (0, 1)}
+    return [*words, *({"tuning.task": f"data/{name}", "tuning.description": said} for name, said in others), sums]

@@ -358,5 +358,9 @@ def test_a_field_is_read_back_into_its_parts(tmp_path):
     mistyped = {**said, "parts": {"anwser": "{a} {b}"}}
     refused(tmp_path / "f.jsonl", "no field 'anwser'", "'answer'?", description=mistyped)
     refused(tmp_path / "f.jsonl", "cannot be read back", description={**said, "parts": {"answer": "{a}{b}"}})
+    rows[3]["answer"] = "one\n\nbreak\n#### 6"
+    (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    refused(tmp_path / "f.jsonl", "row 4: 'steps' is 'one", "holds the separator", description=said)
+    assert "row 4" in load_task(tmp_path / "f.jsonl", description=said, on_bad_row="skip").skipped[0]
     taken = {**said, "parts": {"answer": "{question} {final}"}}
     refused(tmp_path / "f.jsonl", "has a field 'question' already", description=taken)
