@@ -136,7 +136,8 @@ def _begin(config: AdaptationConfig, rundir: Path) -> tuple[Setting, Engine, lis
         common.model, rundir, queries, vocab_size=common.vocab_size, max_len=common.max_len, seed=common.seed
     )
     virtual = common.method.length if any(way in _VIRTUAL for way in config.ways) else 0
-    new_tokens = max(answer_tokens(at.task, base.tokenizer, prompt) for prompt in (PromptConfig(), config.prompt))
+    prompts = [config.prompt, *([PromptConfig()] if config.ways else [])]  # what is tuned is asked plainly
+    new_tokens = max(answer_tokens(at.task, base.tokenizer, prompt) for prompt in prompts)
     at, too_long = answerable(at, base, virtual + new_tokens)  # every way answers the same records
     fits = [*([common.fit] if config.ways else []), *([config.student_fit] if config.students else [])]
     for fit in filter(None, fits):  # a record that is too long for a row stops here, before hours of prompting

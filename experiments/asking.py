@@ -35,8 +35,9 @@ from limbeck.train.peft_format import load_adapter
 
 _OF_ANSWERS = (
     *("options", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop"),
-    *("description", "quantise", "dtype"),
+    *("description", "quantise", "coded_cache", "dtype"),
 )
+_OF_WRITING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "stop", "coded_cache")
 PROMPT = "prompt"  # the field that is asked where there is no task
 _NEW_TOKENS = 64
 
@@ -68,7 +69,9 @@ def open_engine(config: PredictionConfig) -> tuple[Engine, str]:
         raise UserError(f"{config.model} has no tokenizer; put its tokenizer.json beside it")
     params = quantize(model.params, config.quantise) if config.quantise else model.params
     digest = None if config.quantise else model.digest
-    engine = Engine(model.config, params, model.tokenizer, config.batch_size, digest)
+    engine = Engine(
+        model.config, params, model.tokenizer, config.batch_size, digest, coded_cache=config.coded_cache
+    )
     return engine, engine.attach(load_adapter(config.adapter, engine.config, params)) if config.adapter else ""
 
 
@@ -164,7 +167,7 @@ def _form(config: PredictionConfig, engine: Engine, task: Task | None) -> str:
 
 def _check_idle(config: PredictionConfig, form: str, task: Task | None) -> None:
     """Raises UserError for settings that would change nothing."""
-    idle = [] if form == "write" else ["max_new_tokens", "temperature", "top_k", "top_p", "min_p", "stop"]
+    idle = [] if form == "write" else [*_OF_WRITING]
     idle += ["options"] if task or form in ("write", "embed") else []
     heard = config.prompt if task and form in ("write", "score") else PromptConfig(chat=config.prompt.chat and not task)
     own = [name for name in _differing(config, PredictionConfig()) if name in idle]

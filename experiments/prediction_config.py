@@ -48,6 +48,7 @@ class PredictionConfig:
     stop: tuple[str, ...] = ()  # an answer ends before any of these, too
     adapter: str = ""  # folder in PEFT's format
     quantise: Quantise = ""  # the model's kernels in few bits
+    coded_cache: bool = False  # keys and values of what is written in eight bits: more answers at once, other numbers
     dtype: Dtype = ""  # empty: as stored
     normalisation: str = ""  # what look-ups take for the same query; empty: as the store has it, nfc in a new one
     batch_size: int = 64

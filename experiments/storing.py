@@ -55,7 +55,7 @@ def _weights(model: str, manifest: Mapping[str, str]) -> str:
     from limbeck.experiments.prediction_config import PredictionConfig
 
     settings = json.loads(manifest.get("job", "{}"))
-    opened_as = {name: settings[name] for name in ("quantise", "dtype") if name in settings}
+    opened_as = {name: settings[name] for name in ("quantise", "coded_cache", "dtype") if name in settings}
     return open_engine(PredictionConfig(model=model, **opened_as))[0].weights_digest
 
 

@@ -172,6 +172,7 @@ def test_every_kind_of_answer(models, tmp_path: Path, capsys) -> None:
         (["--input", "p.jsonl", "--kind", "embed", "--temperature", "0.5"], "temperature: a text is embedded"),
         (["--task", "task", "--temperature", "0.5"], "temperature: options are compared"),
         (["--task", "task", "--options", "a"], "options: options are compared"),
+        (["--task", "task", "--coded-cache", "True"], "coded_cache: options are compared"),
         (["--input", "p.jsonl", "--kind", "score"], "no options to choose from"),
         (["--input", "p.jsonl", "--kind", "regress"], "the model has no head"),
         (["--task", "task", "--kind", "classify", "--samples", "2"], "set kind='generate'"),
@@ -307,6 +308,19 @@ def test_model_adapter_quantisation_and_type_make_other_predictions(models, tmp_
         logprobs.append(read(out)[0]["predictions"][0]["logprobs"])
     assert len(set(found)) == 5 and len(set(map(tuple, logprobs))) == 5
     assert logprobs[1] == pytest.approx(logprobs[0], abs=0.1) and logprobs[4] != pytest.approx(logprobs[0], abs=0.01)
+
+
+def test_keys_and_values_in_eight_bits_write_other_predictions(models, tmp_path: Path) -> None:
+    name = write_rows(tmp_path / "p.jsonl", [{"prompt": "apple"}])
+    command = ["predict", "--model", models["plain"], "--input", name, "--max-new-tokens", "4", *FAST]
+    stores = []
+    for number, words in enumerate(([], ["--coded-cache", "True"])):
+        assert main([*command, "--store", str(tmp_path / f"{number}.db"), *words]) == 0
+        stores.append(keys(tmp_path / f"{number}.db"))
+    assert len(stores[0] | stores[1]) == 2
+    with PredictionStore(tmp_path / "1.db") as store:  # asked online it is the same request of the same engine
+        [key] = stores[1]
+        assert asker(store.manifest)("apple") == (key, store.get(key))
 
 
 @pytest.mark.parametrize("with_task", [True, False])
