@@ -86,13 +86,19 @@ def test_the_teacher_writes_after_query_and_answer(tmp_path):
     }
     asked = []
 
-    def generate(requests):
-        asked.extend(requests)
-        queries = [TOKENIZER.decode(request.prompt).partition(":")[0] for request in requests]
-        return [Generation(said[query][0], (1,), -1.0, said[query][1]) for query in queries]
+    def answers(requests, only):
+        for index in only:
+            asked.append(requests[index])
+            text, ended = said[TOKENIZER.decode(requests[index].prompt).partition(":")[0]]
+            yield index, Generation(text, (1,), -1.0, ended)
 
     teacher = SimpleNamespace(
-        weights_digest="w", tokenizer_digest="t", dtype="float32", tokenizer=TOKENIZER, generate=generate
+        weights_digest="w",
+        tokenizer_digest="t",
+        dtype="float32",
+        tokenizer=TOKENIZER,
+        answers=answers,
+        check=lambda request: None,
     )
     for _ in range(2):
         found = written_rationales(TASK, teacher, RECORDS, tmp_path / "why.db", field="reason")  # pyright: ignore
