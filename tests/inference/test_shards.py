@@ -188,11 +188,13 @@ def test_a_merge_that_is_killed_goes_on(tmp_path):
     rng = random.Random(0)
     parts = [made(tmp_path / f"{i}.db", ROWS[i::2], FAILURES[i::2]) for i in range(2)]
     target, deaths = tmp_path / "target.db", 0
-    for attempt in range(8):
+    for attempt in range(40):
+        if attempt > 7 and deaths:  # more only where a busy machine let every merge end before it was killed
+            break
         command = [sys.executable, "-c", MERGER, target, *parts]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
             assert child.stdout and child.stdout.readline() == "start\n"
-            time.sleep(rng.uniform(0, 0.2) if attempt else 0)  # at once, too: a machine may merge faster than that
+            time.sleep(rng.uniform(0, 0.2) if attempt else 0)
             child.kill()
         deaths += child.returncode == -signal.SIGKILL
         if target.exists():
