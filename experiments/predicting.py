@@ -4,10 +4,8 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import re
 import sys
-import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -26,7 +24,7 @@ from limbeck.inference.job import BulkPlan, BulkReport, plan_bulk, run_bulk
 from limbeck.inference.key import prediction_key
 from limbeck.inference.store import PredictionStore
 from limbeck.model.errors import UserError
-from limbeck.model.files import disk_errors, sync_folder
+from limbeck.model.files import disk_errors, write_atomic
 from limbeck.prompting.config import PromptConfig
 
 _LISTED = 10  # failures, or kinds of them, that are told
@@ -74,7 +72,10 @@ def _predict(config: PredictionConfig, dry_run: bool) -> int:
             else:
                 deque(rows, maxlen=0)
             if kept is not None:
-                _write(Path(config.output), _answers(kept, asked, store))
+                output = Path(config.output)
+                with disk_errors(output):
+                    output.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(output, (f"{line}\n" for line in _answers(kept, asked, store)))
     _print_report(config.store, done)
     return 1 if done.failed else 0
 
@@ -193,25 +194,6 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:  # half of a surrogate pair, as an id may hold: JSON can say it
         return False
     return True
-
-
-def _write(path: Path, lines: Iterable[str]) -> None:
-    """Lines of UTF-8 into a file that is there as a whole or not at all."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.writelines(f"{line}\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-        sync_folder(path.parent)
 
 
 def _print_plan(store: str, plan: BulkPlan) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from limbeck.model.errors import UserError
@@ -35,8 +35,8 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise UserError(f"cannot write {os.fspath(path)}: {_REMEDY[error.errno]}") from error
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Writes `data` (text as UTF-8) so that `path` holds the old content or the new one, at any instant.
+def write_atomic(path: str | os.PathLike[str], data: bytes | str | Iterable[str]) -> None:
+    """Writes `data` (text as UTF-8, as it comes) so that `path` holds the old content or the new one, at any instant.
 
     Raises UserError when the disk is full or the place cannot be written.
     """
@@ -45,7 +45,8 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
+                for part in [data] if isinstance(data, bytes | str) else data:
+                    file.write(part.encode() if isinstance(part, str) else part)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
