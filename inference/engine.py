@@ -169,16 +169,10 @@ class Engine:
     def _written(self, requests: Sequence[GenerateRequest], only: Sequence[int]) -> Iterator[tuple[int, Generation]]:
         after = [request.sampling.max_new_tokens for request in requests]
         for params, skip, group in self._starts(requests, after, only):
-            orders = []
-            for request in (requests[i] for i in group):
-                # A row's random numbers come from its own request: order, batch and resumption do not change them.
-                key = hashlib.sha256(repr(request).encode()).digest()[:8]
-                orders.append(Order(request.prompt[skip:], request.sampling, key, self._stops.tokens(request.stop)))
+            orders = [self._order(requests[i], skip) for i in group]
             short = None if skip else self.config.max_len - prefix_length(params)
             rows = Rows(self.batch_size, self.tokenizer.pad_id, self.coded_cache)
-            config = self.config
-            if jax.default_backend() == "cpu":  # which copies a layer out of a stack at every token
-                config, params = dataclasses.replace(config, scan=False), self._by_layers(params)
+            config, params = self._for_writing(params)
             for place, written in write(config, params, orders, rows, short):
                 self.tokens_run += len(orders[place].prompt) + len(written.ids)
                 stop = requests[group[place]].stop
@@ -194,11 +188,12 @@ class Engine:
         length = bucket(len(request.prompt), self.config.max_len - prefix_length(params))
         tokens_BT, lengths_B = map(jnp.asarray, self._pad([request.prompt], length, 1))
         self.tokens_run += len(request.prompt)
-        stop_V, new_tokens = self._stops.tokens(request.stop), request.sampling.max_new_tokens
-        key = hashlib.sha256(repr(request).encode()).digest()[:8]
-        settings = sampling([Order(request.prompt, request.sampling, key, stop_V)])
+        order, new_tokens = self._order(request), request.sampling.max_new_tokens
+        config, params = self._for_writing(params)
         shown, text, ids = "", "", []
-        for out in stream(self.config, params, tokens_BT, lengths_B, settings, stop_V, new_tokens, _STREAMED):
+        for out in stream(
+            config, params, tokens_BT, lengths_B, sampling([order]), order.stop_V, new_tokens, _STREAMED
+        ):
             self.tokens_run += int(out.length_B[0]) - len(ids)
             ids = out.tokens_BT[0, : out.length_B[0]].tolist()
             generation = self._stops.generation(request.stop, ids, np.asarray(out.logprobs_BT[0, : len(ids)]))
@@ -226,8 +221,16 @@ class Engine:
         answers = dict(self._scored(requests, range(len(requests))))
         return [answers[i] for i in range(len(requests))]
 
-    def _by_layers(self, params: Params) -> Params:
-        """The same parameters in a piece a layer; the engine's own are taken apart once."""
+    def _order(self, request: GenerateRequest, skip: int = 0) -> Order:
+        # A row's random numbers come from its own request: order, batch and resumption do not change them.
+        key = hashlib.sha256(repr(request).encode()).digest()[:8]
+        return Order(request.prompt[skip:], request.sampling, key, self._stops.tokens(request.stop))
+
+    def _for_writing(self, params: Params) -> tuple[ModelConfig, Params]:
+        """A model as it is written with: on a CPU in a piece a layer, which a compiled loop would else copy out of the
+        stack time and again. The engine's own parameters are taken apart once."""
+        if jax.default_backend() != "cpu":
+            return self.config, params
         out: Params = {}
         for path, leaf in params.items():
             pieces = self._pieces.get(path)
@@ -236,7 +239,7 @@ class Engine:
             if leaf is self.params.get(path):
                 self._pieces[path] = pieces
             out |= pieces
-        return out
+        return dataclasses.replace(self.config, scan=False), out
 
     def _scored(self, requests: Sequence[ScoreRequest], only: Sequence[int]) -> Iterator[tuple[int, Scores]]:
         after = [max(map(len, request.options)) - 1 for request in requests]

@@ -99,7 +99,8 @@ def apart(params: Mapping[str, jax.Array]) -> Params:
         start, stop = parsed[0] or (0, leaf.shape[0])
         whole = np.asarray(leaf)
         for layer in range(start, stop):
-            out[f"blocks/{layer}:{layer + 1}/{parsed[1]}"] = jax.numpy.asarray(whole[layer - start : layer - start + 1])
+            piece = whole[layer - start : layer - start + 1]
+            out[f"blocks/{layer}:{layer + 1}/{parsed[1]}"] = jax.device_put(piece)  # `asarray` would copy it
     return out
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from limbeck.model.errors import UserError
-from limbeck.model.params import count, cut, digest, first_match, join, merge, nbytes, runs, split
+from limbeck.model.params import apart, count, cut, digest, first_match, join, merge, nbytes, runs, split
 
 
 def stack(depth: int = 4) -> dict:
@@ -111,3 +111,16 @@ def test_a_leaf_that_only_some_layers_have_stays_a_piece():
 def test_a_layer_s_leaf_is_there_once():
     with pytest.raises(UserError, match="blocks/0:1/norm/scale is there twice"):
         cut({"blocks/norm/scale": jnp.ones((2, 3)), "blocks/0:1/norm/scale": jnp.ones((1, 3))}, ())
+
+
+def test_layers_are_taken_apart_without_a_copy():
+    """A serving process would else hold its weights twice."""
+    params = {"blocks/m/kernel": jnp.arange(4 * 32 * 16.0).reshape(4, 32, 16), "norm/scale": jnp.ones(3)}
+    pieces = apart(params)
+    assert [*pieces] == [*(f"blocks/{i}:{i + 1}/m/kernel" for i in range(4)), "norm/scale"]
+    start = params["blocks/m/kernel"].unsafe_buffer_pointer()
+    for i in range(4):
+        assert pieces[f"blocks/{i}:{i + 1}/m/kernel"].unsafe_buffer_pointer() - start == i * 32 * 16 * 4
+    np.testing.assert_array_equal(join(pieces)["blocks/m/kernel"], params["blocks/m/kernel"])
+    halves = apart(cut(params, [2]))
+    assert [*halves] == [*pieces] and digest(halves) == digest(params)
