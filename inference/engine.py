@@ -34,7 +34,7 @@ from limbeck.inference.writing import Order, Rows, sampling, write
 from limbeck.model.config import ModelConfig
 from limbeck.model.decode import behind, check_room, everywhere, stream
 from limbeck.model.errors import UserError, nearest
-from limbeck.model.params import Params, apart, digest
+from limbeck.model.params import Params, apart, digest, layer_paths
 from limbeck.model.prefix import prefix_length
 from limbeck.model.tokenizer import Tokenizer
 
@@ -71,7 +71,8 @@ class Engine:
         self.tokens_run = 0  # tokens that went through the model so far, padding left out
         self.indexes: dict[tuple[str, str], Any] = {}  # of texts, by this model's vectors too: `prompting` keeps them
         self._models = {"": params}
-        self._pieces: dict[str, Params] = {}
+        self._unrolled = dataclasses.replace(config, scan=False)
+        self._apart: Params | None = None  # the engine's own parameters, layer by layer
         self._stops = Stops(tokenizer, config.vocab_size)
 
     @property
@@ -231,15 +232,21 @@ class Engine:
         stack time and again. The engine's own parameters are taken apart once."""
         if jax.default_backend() != "cpu":
             return self.config, params
+        if self._apart is None:
+            self._apart = apart(self.params)
+        if params is self.params:
+            return self._unrolled, self._apart
+        own = {path: leaf for path, leaf in params.items() if leaf is not self.params.get(path)}
+        return self._unrolled, {**self._kept(params), **apart(own)}
+
+    def _kept(self, params: Params) -> Params:
+        """The engine's own layers, but for those of leaves that `params` have otherwise or not at all."""
+        assert self._apart is not None
         out: Params = {}
-        for path, leaf in params.items():
-            pieces = self._pieces.get(path)
-            if pieces is None or leaf is not self.params.get(path):
-                pieces = apart({path: leaf})
-            if leaf is self.params.get(path):
-                self._pieces[path] = pieces
-            out |= pieces
-        return dataclasses.replace(self.config, scan=False), out
+        for path, leaf in self.params.items():
+            if leaf is params.get(path):
+                out |= {piece: self._apart[piece] for piece in layer_paths(path, leaf)}
+        return out
 
     def _scored(self, requests: Sequence[ScoreRequest], only: Sequence[int]) -> Iterator[tuple[int, Scores]]:
         after = [max(map(len, request.options)) - 1 for request in requests]

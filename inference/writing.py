@@ -15,7 +15,7 @@ import numpy as np
 from limbeck.inference.batches import bucket, padded
 from limbeck.inference.requests import Sampling
 from limbeck.model.config import ModelConfig
-from limbeck.model.decode import SamplingArrays, Writing, advance, empty_rows, fill
+from limbeck.model.decode import SamplingArrays, Writing, advance, empty_rows, fill, write_whole
 from limbeck.model.errors import UserError
 from limbeck.model.params import Params
 from limbeck.model.transformer import with_prefix
@@ -57,6 +57,10 @@ def write(
     `short` is how long a prompt may be where the model's positions say it (None: what fits). Where memory runs out half
     as many rows go on with what is left; UserError if one is too many.
     """
+    if rows.count == 1:  # which has nothing to be filled beside: one program an answer, half of the time
+        for index, order in enumerate(orders):
+            yield index, _alone(config, params, order, rows, short)
+        return
     params = with_prefix(config, params)
     groups: dict[tuple[int, int], list[int]] = {}
     for index, order in enumerate(orders):
@@ -70,15 +74,36 @@ def write(
                     del left[index]
                     yield index, written
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                if rows.count == 1:
-                    raise UserError(
-                        f"no memory for a text of up to {slots} tokens, even alone: "
-                        "ask for less, or keep weights or cache in eight bits"
-                    ) from error
+                _check_memory(error, rows, slots)
                 rows = rows._replace(count=rows.count // 2)
                 print(f"out of memory: {rows.count} answers are written at once from here on", file=sys.stderr)
+
+
+def _alone(config: ModelConfig, params: Params, order: Order, rows: Rows, short: int | None) -> Written:
+    length = bucket(len(order.prompt), short)
+    limits_B = np.full(1, order.sampling.max_new_tokens, np.int32)
+    slots = _slots(length + order.sampling.max_new_tokens)
+    tokens_BT, lengths_B = padded([order.prompt], length, 1, rows.pad)
+    settings = sampling([order])
+    try:
+        out = write_whole(config, params, tokens_BT, lengths_B, limits_B, settings, order.stop_V, slots, rows.coded)
+        out = jax.device_get(out)
+    except jax.errors.JaxRuntimeError as error:
+        _check_memory(error, rows, slots)
+        raise
+    written = int(out.length_B[0])
+    return Written(out.tokens_BT[0, :written].tolist(), out.logprobs_BT[0, :written])
+
+
+def _check_memory(error: jax.errors.JaxRuntimeError, rows: Rows, slots: int) -> None:
+    """Raises the error again unless memory ran out, and a UserError where it did for a single row."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    if rows.count == 1:
+        raise UserError(
+            f"no memory for a text of up to {slots} tokens, even alone: "
+            "ask for less, or keep weights or cache in eight bits"
+        ) from error
 
 
 def _together(

@@ -142,6 +142,26 @@ def generate(
     return _advance(config, params, state, sampling, stop_V, max_new_tokens, len(lengths_B)).out
 
 
+@partial(jax.jit, static_argnames=("config", "slots", "coded"))
+def write_whole(
+    config: ModelConfig,
+    params: Params,
+    tokens_BT: jax.Array,
+    lengths_B: jax.Array,
+    limits_B: jax.Array,
+    sampling: SamplingArrays,
+    stop_V: jax.Array,
+    slots: int,
+    coded: bool,
+) -> Generated:
+    """What `fill` and `advance` write in rows of `slots` places, from the prompts to the last token in one program."""
+    params = with_prefix(config, params)
+    rows = len(lengths_B)
+    state = empty_rows(config, rows, slots, slots, coded)
+    state = _fill(config, params, state, tokens_BT, lengths_B, jnp.arange(rows), limits_B)
+    return _advance(config, params, state, sampling, stop_V, slots, rows).out
+
+
 def stream(
     config: ModelConfig,
     params: Params,
@@ -174,8 +194,7 @@ def empty_rows(config: ModelConfig, rows: int, slots: int, new_tokens: int, code
     return Writing(jnp.zeros((rows, config.vocab_size)), empty_cache(config, rows, slots, coded), out, nothing.copy())
 
 
-@partial(jax.jit, static_argnames="config", donate_argnames="state")
-def fill(
+def _fill(
     config: ModelConfig,
     params: Params,
     state: Writing,
@@ -260,5 +279,6 @@ def _advance(config, params, state: Writing, sampling: SamplingArrays, stop_V, s
     return jax.lax.while_loop(unfinished, write, (jnp.int32(0), state))[1]
 
 
+fill = jax.jit(_fill, static_argnames="config", donate_argnames="state")
 _start_jit = jax.jit(_start, static_argnums=(0, 4))
 advance = jax.jit(_advance, static_argnums=0, donate_argnums=2)

@@ -92,16 +92,22 @@ def apart(params: Mapping[str, jax.Array]) -> Params:
     """The same parameters, every layer a piece of its own: on a CPU a view of the same memory."""
     out: Params = {}
     for path, leaf in params.items():
-        parsed = block_path(path)
-        if parsed is None:
+        if block_path(path) is None:
             out[path] = leaf
             continue
-        start, stop = parsed[0] or (0, leaf.shape[0])
         whole = np.asarray(leaf)
-        for layer in range(start, stop):
-            piece = whole[layer - start : layer - start + 1]
-            out[f"blocks/{layer}:{layer + 1}/{parsed[1]}"] = jax.device_put(piece)  # `asarray` would copy it
+        for at, piece in enumerate(layer_paths(path, leaf)):
+            out[piece] = jax.device_put(whole[at : at + 1])  # `asarray` would copy it
     return out
+
+
+def layer_paths(path: str, leaf: jax.Array) -> list[str]:
+    """The paths of a leaf that is taken apart, layer by layer; its own alone outside the blocks."""
+    parsed = block_path(path)
+    if parsed is None:
+        return [path]
+    start, stop = parsed[0] or (0, leaf.shape[0])
+    return [f"blocks/{layer}:{layer + 1}/{parsed[1]}" for layer in range(start, stop)]
 
 
 def join(params: Mapping[str, jax.Array]) -> Params:

@@ -52,6 +52,10 @@ def test_not_even_one_row_fits(monkeypatch):
     with pytest.raises(UserError, match="a text of up to 64 tokens, even alone"):
         Engine(CONFIG, PARAMS, TOKENIZER, batch_size=4).generate(REQUESTS)
 
+    monkeypatch.setattr(writing, "write_whole", none)
+    with pytest.raises(UserError, match="a text of up to 64 tokens, even alone"):
+        Engine(CONFIG, PARAMS, TOKENIZER, batch_size=1).generate(REQUESTS)
+
     def broken(*_):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
@@ -72,3 +76,14 @@ def test_a_cache_of_eight_bits_writes_nearly_the_same(scan):
     assert len(same) > 8
     # The weights are three times as large as a model's, and so is what eight bits make of it.
     np.testing.assert_allclose([b.logprob for _, b in same], [a.logprob for a, _ in same], atol=0.1)
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_one_row_is_one_program_that_writes_the_same(coded, monkeypatch):
+    """A single request waits for nothing, and is asked for once: the latency of live traffic hangs on it."""
+    several = Engine(CONFIG, PARAMS, TOKENIZER, batch_size=4, coded_cache=coded).generate(REQUESTS)
+    monkeypatch.setattr(writing, "fill", None)
+    monkeypatch.setattr(writing, "advance", None)
+    alone = Engine(CONFIG, PARAMS, TOKENIZER, batch_size=1, coded_cache=coded).generate(REQUESTS)
+    for one, other in zip(alone, several, strict=True):
+        assert one.tokens == other.tokens and one.logprob == pytest.approx(other.logprob, abs=1e-5)
