@@ -95,7 +95,7 @@ def _alone(config: ModelConfig, params: Params, order: Order, rows: Rows, short:
     return Written(out.tokens_BT[0, :written].tolist(), out.logprobs_BT[0, :written])
 
 
-def _check_memory(error: jax.errors.JaxRuntimeError, rows: Rows, slots: int) -> None:
+def _check_memory(error: RuntimeError, rows: Rows, slots: int) -> None:
     """Raises the error again unless memory ran out, and a UserError where it did for a single row."""
     if "RESOURCE_EXHAUSTED" not in str(error):
         raise error
