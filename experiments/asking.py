@@ -20,8 +20,9 @@ from limbeck.inference.requests import (
     Values,
 )
 from limbeck.model.errors import UserError
-from limbeck.model.pretrained import load_pretrained
+from limbeck.model.pretrained import describe, load_pretrained
 from limbeck.model.quantize import quantize
+from limbeck.model.sharding import layout
 from limbeck.model.tokenizer.chat import render
 from limbeck.model.tokenizer.join import join
 from limbeck.prompting.config import PromptConfig
@@ -64,7 +65,8 @@ def open_engine(config: PredictionConfig) -> tuple[Engine, str]:
     """(the model of a config, quantised and cast as it says; the name of its adapter in it)."""
     if not config.model:
         raise UserError("no model is said: give --model, a file or a folder")
-    model = load_pretrained(config.model, dtype=config.dtype or None)
+    sharding = layout(describe(config.model)[0]) if config.mesh else None
+    model = load_pretrained(config.model, dtype=config.dtype or None, sharding=sharding)
     if model.tokenizer is None:
         raise UserError(f"{config.model} has no tokenizer; put its tokenizer.json beside it")
     params = quantize(model.params, config.quantise) if config.quantise else model.params
@@ -72,7 +74,7 @@ def open_engine(config: PredictionConfig) -> tuple[Engine, str]:
     engine = Engine(
         model.config, params, model.tokenizer, config.batch_size, digest, coded_cache=config.coded_cache
     )
-    return engine, engine.attach(load_adapter(config.adapter, engine.config, params)) if config.adapter else ""
+    return engine, engine.attach(load_adapter(config.adapter, engine.config, engine.params)) if config.adapter else ""
 
 
 def asking(config: PredictionConfig, engine: Engine, adapter: str, task: Task | None) -> Asking:

@@ -46,6 +46,7 @@ examples:
   limbeck predict --model MODEL --input prompts.jsonl --store texts.db --samples 5 --temperature 0.8 --dry-run
   limbeck predict --model MODEL --input batch.jsonl --store batch.db --output results.jsonl
   limbeck predict my_job.py --workers 4
+  limbeck predict my_job.py --mesh fsdp=2 tensor=4                       one model over eight devices
   limbeck lookup spam.db 'win a free phone'
 
 The queries are a split of the task; or the rows of an input, which have the fields that the task's template names, or

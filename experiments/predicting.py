@@ -20,11 +20,13 @@ from limbeck.experiments.workers import predict_in_shards
 from limbeck.inference.agenda import BulkRequest, Predictor, Refused, digests
 from limbeck.inference.engine import Engine
 from limbeck.inference.inputs import Line, check_text
-from limbeck.inference.job import BulkPlan, BulkReport, plan_bulk, run_bulk
+from limbeck.inference.job import BulkPlan, BulkReport, follow_bulk, plan_bulk, run_bulk
 from limbeck.inference.key import prediction_key
 from limbeck.inference.store import PredictionStore
 from limbeck.model.errors import UserError
 from limbeck.model.files import disk_errors, write_atomic
+from limbeck.model.hosts import joined, leads
+from limbeck.model.sharding import over
 from limbeck.prompting.config import PromptConfig
 
 _LISTED = 10  # failures, or kinds of them, that are told
@@ -46,8 +48,9 @@ def predict(config: PredictionConfig, dry_run: bool = False) -> int:
     """Answers what the store lacks and prints counts, or what would be done; exit status 1 if a row failed."""
     if not config.store:
         raise UserError("no store is said: give --store, the file that keeps the predictions")
-    with _cluster(config, dry_run):
-        return _predict(config, dry_run)
+    hosts = joined() if config.hosts else contextlib.nullcontext()
+    with hosts, _cluster(config, dry_run), over(config.mesh):
+        return _predict(config, dry_run) if leads() else _follow(config, dry_run)
 
 
 def _predict(config: PredictionConfig, dry_run: bool) -> int:
@@ -78,6 +81,17 @@ def _predict(config: PredictionConfig, dry_run: bool) -> int:
                 write_atomic(output, (f"{line}\n" for line in _answers(kept, asked, store)))
     _print_report(config.store, done)
     return 1 if done.failed else 0
+
+
+def _follow(config: PredictionConfig, dry_run: bool) -> int:
+    """What a process does that does not lead: its part of what is computed."""
+    found = source(config)
+    engine, adapter = open_engine(config)
+    asked = job(config, found, engine, adapter)
+    digests(engine)  # of weights that no host has whole: worked out by all
+    if not dry_run:
+        follow_bulk(engine, (row for line in asked.lines for row in line.rows()))
+    return 0
 
 
 def asker(manifest: Mapping[str, str], model: str | None = None) -> Callable[[str], tuple[str, dict[str, Any]]]:

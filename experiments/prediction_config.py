@@ -55,6 +55,8 @@ class PredictionConfig:
     chunk: int = 256  # answers of a commit
     workers: int = 1  # processes, each with its share of the queries; with ray so many engines in its cluster
     ray: str = ""  # address of a Ray cluster, or "local" for one on this machine
+    mesh: tuple[str, ...] = ()  # devices that hold one model together, such as data=2 tensor=4
+    hosts: bool = False  # this process is one of many of which the mesh is made: jax.distributed, by the environment
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, get_args(Kind))
@@ -67,6 +69,10 @@ class PredictionConfig:
             value = getattr(self, name)
             if value is not None and not value >= smallest:
                 raise UserError(f"{name}={value}: at least {smallest}")
+        if (self.mesh or self.hosts) and (self.workers > 1 or self.ray):
+            raise UserError("with a mesh all devices answer together: leave workers and ray out")
+        if self.hosts and not self.mesh:
+            raise UserError("hosts: say how their devices hold the model, such as --mesh fsdp=16")
         if not 0 < self.top_p <= 1 or self.min_p > 1:
             raise UserError(f"top_p={self.top_p}, min_p={self.min_p}: above 0 and up to 1, and from 0 to 1")
         if not all(self.stop) or not all(self.options) or len(set(self.options)) < len(self.options):

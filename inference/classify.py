@@ -5,11 +5,11 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
+from limbeck.model.hosts import on_host
 from limbeck.model.params import Params
 from limbeck.model.prefix import prefix_length
 from limbeck.model.progress import progress
@@ -77,7 +77,7 @@ def score(config: ModelConfig, params: Params, texts: Sequence[Sequence[int]], n
                 tokens_BT, lengths_B = np.zeros((rows, bucket), np.int32), np.ones(rows, np.int32)
                 for row, index in enumerate(batch):
                     tokens_BT[row, : lengths[index]], lengths_B[row] = texts[index], lengths[index]
-                out = _classify(config, params, jnp.asarray(tokens_BT), jnp.asarray(lengths_B))
-                scores_NC[batch] = np.asarray(out)[: len(batch)]
+                out = _classify(config, params, tokens_BT, lengths_B)
+                scores_NC[batch] = on_host(out)[: len(batch)]
                 advance(len(batch))
     return scores_NC

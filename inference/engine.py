@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from limbeck.inference import classify
@@ -36,13 +35,17 @@ from limbeck.model.decode import behind, check_room, everywhere, stream
 from limbeck.model.errors import UserError, nearest
 from limbeck.model.params import Params, apart, digest, layer_paths
 from limbeck.model.prefix import prefix_length
+from limbeck.model.sharding import placed
 from limbeck.model.tokenizer import Tokenizer
 
 _STREAMED = 4  # tokens between two pieces of a stream
 
 
 class Engine:
-    """Batched generation and scoring with one model, and with any number of adapters over it."""
+    """Batched generation and scoring with one model, and with any number of adapters over it.
+
+    Made and used within `sharding.over`, it lays the model over the devices of that mesh.
+    """
 
     def __init__(
         self,
@@ -62,7 +65,7 @@ class Engine:
         """
         self._weights_digest = weights_digest
         self.config = config
-        self.params = params
+        self.params = params = placed(config, params)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.dtype = f"{config.dtype}, cache int8" if coded_cache else config.dtype
@@ -73,6 +76,7 @@ class Engine:
         self._models = {"": params}
         self._unrolled = dataclasses.replace(config, scan=False)
         self._apart: Params | None = None  # the engine's own parameters, layer by layer
+        self._whole_stack = jax.default_backend() != "cpu" or not jax.sharding.get_mesh().empty
         self._stops = Stops(tokenizer, config.vocab_size)
 
     @property
@@ -90,7 +94,7 @@ class Engine:
         """
         own = {path: leaf for path, leaf in params.items() if leaf is not self.params.get(path)}
         name = digest(own) if own else ""
-        self._models[name] = params
+        self._models[name] = {**params, **placed(self.config, own)} if own else params
         return name
 
     def keep(self, start: Sequence[int], adapter: str = "") -> str:
@@ -106,7 +110,7 @@ class Engine:
         self.tokens_run += len(start)
         return self.attach(behind(self.config, params, start, len(start)))
 
-    def stop_tokens(self, stop: tuple[str, ...]) -> jax.Array:
+    def stop_tokens(self, stop: tuple[str, ...]) -> np.ndarray:
         """stop_V: the tokenizer's own, and every token whose text holds a stop string."""
         return self._stops.tokens(stop)
 
@@ -187,7 +191,7 @@ class Engine:
         self._check_room(request, request.sampling.max_new_tokens)
         params = self._model(request.adapter)
         length = bucket(len(request.prompt), self.config.max_len - prefix_length(params))
-        tokens_BT, lengths_B = map(jnp.asarray, self._pad([request.prompt], length, 1))
+        tokens_BT, lengths_B = self._pad([request.prompt], length, 1)
         self.tokens_run += len(request.prompt)
         order, new_tokens = self._order(request), request.sampling.max_new_tokens
         config, params = self._for_writing(params)
@@ -230,7 +234,7 @@ class Engine:
     def _for_writing(self, params: Params) -> tuple[ModelConfig, Params]:
         """A model as it is written with: on a CPU in a piece a layer, which a compiled loop would else copy out of the
         stack time and again. The engine's own parameters are taken apart once."""
-        if jax.default_backend() != "cpu":
+        if self._whole_stack:
             return self.config, params
         if self._apart is None:
             self._apart = apart(self.params)

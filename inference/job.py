@@ -15,7 +15,8 @@ from limbeck.inference.store import PredictionStore
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.files import write_atomic
-from limbeck.model.progress import progress
+from limbeck.model.hosts import agreed
+from limbeck.model.progress import no_progress, progress
 
 _SECONDS = 5.0  # what is finished waits no longer to be committed
 _AT_ONCE = 16_384  # requests that the engine is given: as many tuples of ids exist
@@ -146,6 +147,13 @@ def run_bulk(
     )
 
 
+def follow_bulk(engine: Predictor, requests: Iterable[BulkRequest | Refused]) -> None:
+    """What the other hosts do of a run: they compute what the first one, which has the store, says is due."""
+    with no_progress():
+        for _ in _results(engine, agenda(engine, requests, None)):
+            pass
+
+
 def plan_bulk(engine: Planned, requests: Iterable[BulkRequest | Refused], store: PredictionStore | None) -> BulkPlan:
     """What `run_bulk` would do, without doing any of it; no store is one that is yet to be made.
 
@@ -221,9 +229,10 @@ def _results(engine: Predictor, work: Agenda) -> Iterator[tuple[Asked, Result | 
 
     The engine is given the same requests together whatever of them is done already.
     """
+    due = agreed([each.key for each in work.asked], work.due)
     for first in range(0, len(work.asked), _AT_ONCE):
         some = work.asked[first : first + _AT_ONCE]
-        only = [index for index, each in enumerate(some) if each.key in work.due]
+        only = [index for index, each in enumerate(some) if each.key in due]
         if not only:
             continue
         for index, result in answered(engine, [each.request for each in some], only):

@@ -17,6 +17,7 @@ from limbeck.inference.sharing import longest_short
 from limbeck.model.cache import Cache, empty_cache
 from limbeck.model.config import ModelConfig
 from limbeck.model.decode import prefill
+from limbeck.model.hosts import on_host
 from limbeck.model.params import Params
 from limbeck.model.prefix import prefix_length
 from limbeck.model.transformer import hidden, logits, with_prefix
@@ -48,7 +49,7 @@ def score_rows(config: ModelConfig, params: Params, rows: Sequence[Row], batch_s
         own = [rows[i] for i in members]
         tokens_BT, lengths_B = padded([row.ids[:-1] for row in own], T, batch_size, fill)
         targets_BU, counts_B = padded([row.ids[-row.count :] for row in own], U, batch_size, fill)
-        out = jax.device_get(_last(config, params, tokens_BT, lengths_B, targets_BU, counts_B))
+        out = on_host(_last(config, params, tokens_BT, lengths_B, targets_BU, counts_B))
         scored |= {i: Scored(float(out[0][row]), bool(out[1][row])) for row, i in enumerate(members)}
     return [scored[i] for i in range(len(rows))]
 
@@ -81,7 +82,7 @@ def score_options(
                 options_OBU[place, row, : len(option)] = option
                 sizes_OB[place, row] = len(option)
         count = np.int32(max(len(options[i]) for i in members))
-        out = jax.device_get(_after(config, params, tokens_BT, lengths_B, options_OBU, sizes_OB, count))
+        out = on_host(_after(config, params, tokens_BT, lengths_B, options_OBU, sizes_OB, count))
         for row, i in enumerate(members):
             each = range(len(options[i]))
             scored[i] = [Scored(float(out[0][place, row]), bool(out[1][place, row])) for place in each]
@@ -96,7 +97,7 @@ def mean_hidden(
     mean_ND = np.zeros((len(texts), config.width), np.float32)
     for T, members in batches([bucket(len(text), room) for text in texts], batch_size):
         tokens_BT, lengths_B = padded([texts[i] for i in members], T, batch_size, fill)
-        mean_ND[members] = np.asarray(_mean(config, params, tokens_BT, lengths_B))[: len(members)]
+        mean_ND[members] = on_host(_mean(config, params, tokens_BT, lengths_B))[: len(members)]
     return mean_ND
 
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from limbeck.inference.requests import Generation
@@ -16,9 +14,9 @@ class Stops:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._texts: list[str] | None = None
-        self._sets: dict[tuple[str, ...], jax.Array] = {}
+        self._sets: dict[tuple[str, ...], np.ndarray] = {}
 
-    def tokens(self, stop: tuple[str, ...]) -> jax.Array:
+    def tokens(self, stop: tuple[str, ...]) -> np.ndarray:
         """stop_V: the tokenizer's own, and every token whose text holds a stop string.
 
         A stop string across tokens is found in the text.
@@ -31,7 +29,7 @@ class Stops:
                     self._texts = [self._tokenizer.decode([i]) for i in range(self._tokenizer.vocab_size)]
                 for i, text in enumerate(self._texts):
                     stop_V[i] |= any(string in text for string in stop)
-            self._sets[stop] = jnp.asarray(stop_V)
+            self._sets[stop] = stop_V
         return self._sets[stop]
 
     def generation(self, stop: Sequence[str], ids: list[int], logprobs: np.ndarray) -> Generation:

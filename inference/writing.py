@@ -17,6 +17,7 @@ from limbeck.inference.requests import Sampling
 from limbeck.model.config import ModelConfig
 from limbeck.model.decode import SamplingArrays, Writing, advance, empty_rows, fill, write_whole
 from limbeck.model.errors import UserError
+from limbeck.model.hosts import on_host
 from limbeck.model.params import Params
 from limbeck.model.transformer import with_prefix
 
@@ -31,7 +32,7 @@ class Order(NamedTuple):
     prompt: tuple[int, ...]
     sampling: Sampling
     key: bytes
-    stop_V: jax.Array  # tokens that end the answer; orders of one call that share them are written together
+    stop_V: np.ndarray  # tokens that end the answer; orders of one call that share them are written together
 
 
 class Rows(NamedTuple):
@@ -87,7 +88,7 @@ def _alone(config: ModelConfig, params: Params, order: Order, rows: Rows, short:
     settings = sampling([order])
     try:
         out = write_whole(config, params, tokens_BT, lengths_B, limits_B, settings, order.stop_V, slots, rows.coded)
-        out = jax.device_get(out)
+        out = on_host(out)
     except jax.errors.JaxRuntimeError as error:
         _check_memory(error, rows, slots)
         raise
@@ -154,11 +155,11 @@ def _slots(tokens: int) -> int:
 
 def _ended(state: Writing, owner: list[int | None]) -> Iterator[tuple[int, Written]]:
     """The answers of rows that have ended, which are free then."""
-    done_B, length_B = jax.device_get((state.done_B, state.out.length_B))
+    done_B, length_B = on_host((state.done_B, state.out.length_B))
     ended = [row for row, index in enumerate(owner) if index is not None and done_B[row]]
     if not ended:
         return
-    tokens_BT, logprobs_BT = jax.device_get((state.out.tokens_BT, state.out.logprobs_BT))
+    tokens_BT, logprobs_BT = on_host((state.out.tokens_BT, state.out.logprobs_BT))
     for row in ended:
         index, owner[row] = owner[row], None
         assert index is not None

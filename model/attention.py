@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from limbeck.model.cache import LayerCache, read, write
 from limbeck.model.config import ModelConfig
 from limbeck.model.layers import Linear, Norm, Turn, rotate, softcap
+from limbeck.model.sharding import ROWS, constrain
 
 ATTENDED = "attended"  # what a rematerialisation may keep by this name
 SEEN = "intermediates"  # the collection, mutable where it is asked for, that queries, keys and values are put into
@@ -57,8 +58,9 @@ def attend(
     """Softmax attention, out_BTNH, probabilities in float32; scores are scaled by `scale`, if any, else by H ** -0.5.
 
     The queries of a group are one more stretch of the query axis, so all heads are one batched product
-    [B*K, G*T, H] @ [B*K, H, S]: twice as fast in the backward pass on CPU as five-index einsums. The backward pass
-    computes the probabilities again (Dao et al. 2022, arXiv 2205.14135): none are kept from the forward pass.
+    [B, K, G*T, H] @ [B, K, H, S]: twice as fast in the backward pass on CPU as five-index einsums. Rows and heads stay
+    two axes, which a mesh splits apart. The backward pass computes the probabilities again (Dao et al. 2022, arXiv
+    2205.14135): none are kept from the forward pass.
     """
     out = _attend(*_by_heads(q_BTNH, k_BKSH, v_BKSH, scale), mask_BTS, cap)
     return _by_tokens(cast(jax.Array, out), q_BTNH.shape)
@@ -82,11 +84,11 @@ def attend_causally(
     edges = [T * part // count for part in range(count + 1)]
     q, k, v = _by_heads(q_BTNH, k_BKSH, v_BKSH, scale)
     parts = [
-        _attend(q[:, :, low:high], k[:, :end], v[:, :end], mask_BTS[:, low:high, :end], cap)
+        _attend(q[:, :, :, low:high], k[:, :, :end], v[:, :, :end], mask_BTS[:, low:high, :end], cap)
         for low, high in zip(edges, edges[1:], strict=False)
         for end in (prefix + high,)
     ]
-    return _by_tokens(jnp.concatenate(cast(list[jax.Array], parts), 2), q_BTNH.shape)
+    return _by_tokens(jnp.concatenate(cast(list[jax.Array], parts), 3), q_BTNH.shape)
 
 
 def attend_behind(
@@ -109,21 +111,21 @@ def attend_behind(
     q, k, v = _by_heads(q_BTNH, k_BKSH, v_BKSH, scale)
     near = _scores(q, k, mask_BTX[:, :, P:], cap)
     # Heads before rows: the queries of all rows are one matrix, more than twice as fast on CPU as a product for each.
-    q_KRH = _rows(q).reshape(B, K, -1, H).swapaxes(0, 1).reshape(K, -1, H)
+    q_KRH = _rows(q).swapaxes(0, 1).reshape(K, -1, H)
     far = jnp.einsum("krh,kph->krp", q_KRH, prefix_k_PKH.swapaxes(0, 1), preferred_element_type=jnp.float32)
     grouped = softcap(far, cap).reshape(K, B, N // K, T, P)
     far = jnp.where(mask_BTX[None, :, None, :, :P], grouped, _MASKED).reshape(far.shape)
 
-    def by_row(x_KR1):
-        return x_KR1.reshape(K, B, -1, x_KR1.shape[-1]).swapaxes(0, 1).reshape(B * K, -1, x_KR1.shape[-1])
+    def by_row(x_KRX):
+        return x_KRX.reshape(K, B, -1, x_KRX.shape[-1]).swapaxes(0, 1)
 
     top = jnp.maximum(by_row(far.max(-1, keepdims=True)), near.max(-1, keepdims=True))
     near = jnp.exp(near - top)
-    far = jnp.exp(far - top.reshape(B, K, -1, 1).swapaxes(0, 1).reshape(K, -1, 1))
+    far = jnp.exp(far - top.swapaxes(0, 1).reshape(K, -1, 1))
     total = by_row(far.sum(-1, keepdims=True)) + near.sum(-1, keepdims=True)
     prefix_v_KPH, float32 = prefix_v_PKH.swapaxes(0, 1), {"preferred_element_type": jnp.float32}
     out = by_row(jnp.einsum("krp,kph->krh", far.astype(v.dtype), prefix_v_KPH, **float32))
-    out = (out + jnp.einsum("xqs,xsh->xqh", near.astype(v.dtype), v, **float32)) / total
+    out = (out + jnp.einsum("bkqs,bksh->bkqh", near.astype(v.dtype), v, **float32)) / total
     return _by_tokens(out.astype(v.dtype).reshape(q.shape), q_BTNH.shape)
 
 
@@ -145,7 +147,7 @@ def stretches(length: int) -> int:
     return 1 if length < 64 else min(16, max(4, length // 64))
 
 
-# In what follows X is B*K, the rows of all key-value heads: q_XGTH, k_XSH, v_XSH.
+# In what follows q is q_BKGTH, k and v are k_BKSH and v_BKSH; Q is G*T.
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend(q, k, v, mask_BTS, cap):
     return _attend_forward(q, k, v, mask_BTS, cap)[0]
@@ -157,7 +159,7 @@ def _attend_forward(q, k, v, mask_BTS, cap):
     shares = jnp.exp(scores - top)
     total = shares.sum(-1, keepdims=True)
     # Divided after the product: H numbers a query instead of S.
-    out = jnp.einsum("xqs,xsh->xqh", shares.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    out = jnp.einsum("bkqs,bksh->bkqh", shares.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
     out = checkpoint_name(out.astype(v.dtype), ATTENDED)
     log_total = checkpoint_name(jnp.log(total) + top, ATTENDED)
     return out.reshape(q.shape), (q, k, v, mask_BTS, out, log_total)
@@ -168,15 +170,15 @@ def _attend_backward(cap, kept, gradient):
     scores = _scores(q, k, mask_BTS, cap)
     probabilities = jnp.exp(scores - log_total)
     gradient = gradient.reshape(out.shape)
-    v_gradient = jnp.einsum("xqs,xqh->xsh", probabilities.astype(v.dtype), gradient)
-    per_probability = jnp.einsum("xqh,xsh->xqs", gradient, v, preferred_element_type=jnp.float32)
+    v_gradient = jnp.einsum("bkqs,bkqh->bksh", probabilities.astype(v.dtype), gradient)
+    per_probability = jnp.einsum("bkqh,bksh->bkqs", gradient, v, preferred_element_type=jnp.float32)
     mean = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), -1, keepdims=True)
     per_score = probabilities * (per_probability - mean)  # nothing where the mask is, as the probability is 0 there
     if cap is not None:
         per_score = per_score * (1.0 - jnp.square(jnp.maximum(scores, -cap) / cap))
     per_score = per_score.astype(q.dtype)
-    q_gradient = jnp.einsum("xqs,xsh->xqh", per_score, k).reshape(q.shape)
-    k_gradient = jnp.einsum("xqs,xqh->xsh", per_score, _rows(q))
+    q_gradient = jnp.einsum("bkqs,bksh->bkqh", per_score, k).reshape(q.shape)
+    k_gradient = jnp.einsum("bkqs,bkqh->bksh", per_score, _rows(q))
     return q_gradient, k_gradient, v_gradient, None
 
 
@@ -184,37 +186,35 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _scores(q, k, mask_BTS, cap):
-    """[X, G*T, S], float32, capped and then masked."""
-    scores = jnp.einsum("xqh,xsh->xqs", _rows(q), k, preferred_element_type=jnp.float32)
+    """scores_BKQS, float32, capped and then masked."""
+    scores = jnp.einsum("bkqh,bksh->bkqs", _rows(q), k, preferred_element_type=jnp.float32)
     return _masked(softcap(scores, cap), q, mask_BTS)
 
 
 def _masked(scores, q, mask_BTS):
-    B, T, S = mask_BTS.shape
-    grouped = scores.reshape(B, -1, q.shape[1], T, S)
+    grouped = scores.reshape(*q.shape[:-1], mask_BTS.shape[2])
     return jnp.where(mask_BTS[:, None, None], grouped, _MASKED).reshape(scores.shape)
 
 
 def _rows(q):
-    X, G, T, H = q.shape
-    return q.reshape(X, G * T, H)
+    """q_BKQH"""
+    B, K, G, T, H = q.shape
+    return q.reshape(B, K, G * T, H)
 
 
 def _by_heads(
     q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, scale: float | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(q_XGTH, scaled, k_XSH, v_XSH)."""
+    """(q_BKGTH, scaled, k_BKSH, v_BKSH)."""
     B, T, N, H = q_BTNH.shape
-    K, S = k_BKSH.shape[1:3]
+    K = k_BKSH.shape[1]
     q = (q_BTNH * (H**-0.5 if scale is None else scale)).reshape(B, T, K, N // K, H)
-    k, v = (x.reshape(B * K, S, H) for x in (k_BKSH, v_BKSH))
-    return q.transpose(0, 2, 3, 1, 4).reshape(B * K, N // K, T, H), k, v
+    return q.transpose(0, 2, 3, 1, 4), k_BKSH, v_BKSH
 
 
 def _by_tokens(out: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """out_XGTH as out_BTNH."""
-    B, T, N, H = shape
-    return out.reshape(B, -1, out.shape[1], T, H).transpose(0, 3, 1, 2, 4).reshape(shape)
+    """out_BKGTH as out_BTNH."""
+    return out.transpose(0, 3, 1, 2, 4).reshape(shape)
 
 
 class Attention(nn.Module):
@@ -239,7 +239,7 @@ class Attention(nn.Module):
             norm = Norm(c, name=f"{name}_norm") if name != "v" and c.qk_norm != "none" else None
             if norm and c.qk_norm == "projection":
                 x = norm(x)
-            x_BTNH = x.reshape(B, T, count, c.head_dim)
+            x_BTNH = constrain(x.reshape(B, T, count, c.head_dim), ROWS, None, "tensor", None)
             if norm and c.qk_norm == "head":
                 x_BTNH = norm(x_BTNH)
             return rotate(x_BTNH, place.turn) if name != "v" and place.turn else x_BTNH

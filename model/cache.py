@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from limbeck.model.config import ModelConfig
+from limbeck.model.sharding import ROWS, constrain
 
 
 class Coded(NamedTuple):
@@ -22,6 +23,7 @@ class Coded(NamedTuple):
 
 
 Piece = jax.Array | Coded
+AS_CACHED = (ROWS, "tensor", None, None)  # how [B, K, S, H] lies on a mesh
 
 
 class Cache(NamedTuple):
@@ -50,10 +52,11 @@ def empty_cache(config: ModelConfig, batch: int, slots: int, coded: bool = False
     """A cache of `slots` positions for each of `batch` rows, in eight bits where it is `coded`."""
 
     def piece(layers: int) -> Piece:
-        shape = (layers, batch, config.num_kv_heads, slots, config.head_dim)
+        shape, axes = (layers, batch, config.num_kv_heads, slots, config.head_dim), (None, *AS_CACHED)
         if coded:
-            return Coded(jnp.zeros(shape, jnp.int8), jnp.zeros(shape[:-1], jnp.float32))
-        return jnp.zeros(shape, config.dtype)
+            codes, scale = jnp.zeros(shape, jnp.int8), jnp.zeros(shape[:-1], jnp.float32)
+            return Coded(constrain(codes, *axes), constrain(scale, *axes[:-1]))
+        return constrain(jnp.zeros(shape, config.dtype), *axes)
 
     layers = [config.depth] if config.scan else [1] * config.depth
     k, v = (tuple(map(piece, layers)) for _ in "kv")

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from limbeck.model.cache import Cache, Coded, Piece, empty_cache, first_rows
+from limbeck.model.cache import AS_CACHED, Cache, Coded, Piece, empty_cache, first_rows
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
+from limbeck.model.hosts import on_host
 from limbeck.model.params import Params, join
 from limbeck.model.prefix import PREFIX, USED, is_prefix, prefix_length
 from limbeck.model.sampling import sample
+from limbeck.model.sharding import ROWS, constrain
 from limbeck.model.transformer import hidden, logits, with_prefix
 
 
@@ -157,7 +159,7 @@ def write_whole(
     """What `fill` and `advance` write in rows of `slots` places, from the prompts to the last token in one program."""
     params = with_prefix(config, params)
     rows = len(lengths_B)
-    state = empty_rows(config, rows, slots, slots, coded)
+    state = _empty_rows(config, rows, slots, slots, coded)
     state = _fill(config, params, state, tokens_BT, lengths_B, jnp.arange(rows), limits_B)
     return _advance(config, params, state, sampling, stop_V, slots, rows).out
 
@@ -165,10 +167,10 @@ def write_whole(
 def stream(
     config: ModelConfig,
     params: Params,
-    tokens_BT: jax.Array,
-    lengths_B: jax.Array,
+    tokens_BT: jax.Array | np.ndarray,
+    lengths_B: jax.Array | np.ndarray,
     sampling: SamplingArrays,
-    stop_V: jax.Array,
+    stop_V: jax.Array | np.ndarray,
     max_new_tokens: int,
     chunk: int = 8,
 ) -> Iterator[Generated]:
@@ -178,12 +180,12 @@ def stream(
     for _ in range(0, max_new_tokens, chunk):
         state = advance(config, params, state, sampling, stop_V, chunk, len(lengths_B))
         # The state is donated to the next call, so what leaves this function is a copy.
-        yield jax.device_get(state.out)
+        yield on_host(state.out)
         if bool(state.out.stopped_B.all()):
             return
 
 
-def empty_rows(config: ModelConfig, rows: int, slots: int, new_tokens: int, coded: bool = False) -> Writing:
+def _empty_rows(config: ModelConfig, rows: int, slots: int, new_tokens: int, coded: bool = False) -> Writing:
     """`rows` rows with nothing to write, for texts of up to `slots` tokens with up to `new_tokens` written ones.
 
     With `coded` the cache is kept in eight bits.
@@ -191,7 +193,20 @@ def empty_rows(config: ModelConfig, rows: int, slots: int, new_tokens: int, code
     nothing = jnp.zeros(rows, jnp.int32)
     written_BT = jnp.zeros((rows, new_tokens), jnp.int32)
     out = Generated(written_BT, written_BT.astype(jnp.float32), nothing, nothing.astype(bool))
-    return Writing(jnp.zeros((rows, config.vocab_size)), empty_cache(config, rows, slots, coded), out, nothing.copy())
+    cache = empty_cache(config, rows, slots, coded)
+    return _laid(Writing(jnp.zeros((rows, config.vocab_size)), cache, out, nothing.copy()))
+
+
+def _laid(state: Writing) -> Writing:
+    """The same state, laid over a mesh in one way: else each way that the compiler finds is one more program."""
+
+    def by_row(x: jax.Array) -> jax.Array:
+        return constrain(x, ROWS, *(None,) * (x.ndim - 1))
+
+    k, v = jax.tree.map(lambda x: constrain(x, None, *AS_CACHED[: x.ndim - 1]), (state.cache.k, state.cache.v))
+    lengths = map(by_row, (state.cache.length_B, state.cache.total_B))
+    logits_BV, out, limit_B = jax.tree.map(by_row, (state.logits_BV, state.out, state.limit_B))
+    return Writing(logits_BV, Cache(k, v, *lengths), out, limit_B)
 
 
 def _fill(
@@ -222,7 +237,7 @@ def _fill(
     k, v = put_pieces(cache.k, new.k), put_pieces(cache.v, new.v)
     cache = Cache(k, v, put(cache.length_B, lengths_R), put(cache.total_B, new.total_B))
     out = jax.tree.map(lambda old: put(old, old.dtype.type(0)), state.out)
-    return Writing(put(state.logits_BV, logits_RV), cache, out, put(state.limit_B, limits_R))
+    return _laid(Writing(put(state.logits_BV, logits_RV), cache, out, put(state.limit_B, limits_R)))
 
 
 def check_room(config: ModelConfig, prompt: int, max_new_tokens: int, prefix: int = 0) -> None:
@@ -244,7 +259,7 @@ def check_room(config: ModelConfig, prompt: int, max_new_tokens: int, prefix: in
 
 def _start(config, params, tokens_BT, lengths_B, max_new_tokens) -> Writing:
     batch, length = tokens_BT.shape
-    empty = empty_rows(config, batch, length + max_new_tokens, max_new_tokens)
+    empty = _empty_rows(config, batch, length + max_new_tokens, max_new_tokens)
     cache = empty.cache._replace(total_B=lengths_B + max_new_tokens)
     logits_BV, cache = prefill(config, params, tokens_BT, lengths_B, cache)
     return Writing(logits_BV, cache, empty.out, jnp.full(batch, max_new_tokens, jnp.int32))
@@ -276,9 +291,10 @@ def _advance(config, params, state: Writing, sampling: SamplingArrays, stop_V, s
         logits_BV, cache = decode_step(config, params, tokens_B, state.cache)
         return step + 1, Writing(logits_BV, cache, out, state.limit_B)
 
-    return jax.lax.while_loop(unfinished, write, (jnp.int32(0), state))[1]
+    return _laid(jax.lax.while_loop(unfinished, write, (jnp.int32(0), state))[1])
 
 
+empty_rows = jax.jit(_empty_rows, static_argnums=(0, 1, 2, 3, 4))  # in a program, so that a mesh has its part of them
 fill = jax.jit(_fill, static_argnames="config", donate_argnames="state")
 _start_jit = jax.jit(_start, static_argnums=(0, 4))
 advance = jax.jit(_advance, static_argnums=0, donate_argnums=2)

@@ -11,6 +11,7 @@ from limbeck.model.added import Leaves, beside
 from limbeck.model.config import ModelConfig
 from limbeck.model.quantize import product
 from limbeck.model.rope import Rope, frequencies
+from limbeck.model.sharding import ROWS, constrain
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -127,4 +128,5 @@ class Mlp(nn.Module):
         # Worked out again in the backward pass: what a gate keeps for it is as large as what the products keep.
         gated = jax.checkpoint(lambda gate_BTF, up_BTF: act(gate_BTF) * up_BTF if c.gated_mlp else act(gate_BTF))
         hidden_BTF = gated(gate_BTF, up_BTF)
+        hidden_BTF = constrain(hidden_BTF, ROWS, None, "tensor")
         return Linear(c.width, c.mlp_bias, (2 * c.depth) ** -0.5, name="down")(hidden_BTF)

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from limbeck.model.errors import UserError, nearest
+from limbeck.model.hosts import on_host
 
 Params = dict[str, jax.Array]
 
@@ -222,7 +223,7 @@ def digest(params: Mapping[str, jax.Array]) -> str:
     """Hex SHA-256 over every leaf's path, dtype, shape and bytes in order of path, however the stack is cut."""
     sha = hashlib.sha256()
     for path, leaf in sorted(join(params).items()):
-        array = np.asarray(leaf)
+        array = np.asarray(on_host(leaf))
         header = f"{path}\0{array.dtype}\0{array.shape}\0".encode()
         sha.update(len(header).to_bytes(8, "little") + header)
         sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -20,6 +20,7 @@ from limbeck.model.errors import UserError
 from limbeck.model.layers import Bottleneck, Mlp, Norm, Turn, turn
 from limbeck.model.params import runs
 from limbeck.model.prefix import USED, prefix_length
+from limbeck.model.sharding import ROWS, constrain
 
 CAPTURED = ("hidden", "q", "k", "v")  # what of every layer can be asked for
 
@@ -75,6 +76,7 @@ def stack(
 
     def block(carry, layer):
         x_BTD, k_piece, v_piece = carry
+        x_BTD = constrain(x_BTD, ROWS, None, None)
         leaves, window, which, index = layer
         layer_cache = None if k_piece is None else LayerCache(k_piece, v_piece, index if c.scan else 0)
         here = jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x[which], turns)
