@@ -1,21 +1,11 @@
-"""The engine over several devices, and a job over several processes, against one of each."""
-
-import json
-import os
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""The engine over several devices against one."""
 
 import jax
 import pytest
 
 from limbeck.inference.engine import Engine
 from limbeck.inference.requests import EmbedRequest, GenerateRequest, Sampling, ScoreRequest
-from limbeck.inference.store import PredictionStore
 from limbeck.model.config import ModelConfig
-from limbeck.model.pretrained import save_pretrained
 from limbeck.model.quantize import quantize
 from limbeck.model.sharding import over
 from limbeck.model.tokenizer import byte_tokenizer
@@ -64,94 +54,3 @@ def test_a_mesh_answers_as_one_device(mesh, coded):
     for one, many in zip(right, found, strict=True):
         assert getattr(one, "tokens", None) == getattr(many, "tokens", None)
         assert numbers(many) == pytest.approx(numbers(one), abs=2e-3 if coded else 1e-4)
-
-
-JOB = ["--mesh", "fsdp=2", "tensor=2", "--batch-size", "4", "--max-new-tokens", "5"]
-
-
-def start(folder: Path, process: int, port: int, queries: str, *more: str, to: str = "many.db") -> subprocess.Popen:
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-        "JAX_NUM_PROCESSES": "2",
-        "JAX_PROCESS_ID": str(process),
-    }
-    command = [sys.executable, "-m", "limbeck.experiments.cli", "predict", "--model", str(folder / "model")]
-    command += ["--input", queries, "--store", str(folder / to), "--hosts", "True", *JOB, *more]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("hosts")
-    save_pretrained(folder / "model", CONFIG, PARAMS, TOKENIZER)
-    for name, count in (("queries", 6), ("others", 5)):
-        lines = (json.dumps({"id": str(n), "prompt": f"word {n} of many"}) + "\n" for n in range(count))
-        (folder / f"{name}.jsonl").write_text("".join(lines))
-    return folder
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
-def tmp_queries(folder: Path, rows: int) -> str:
-    path = folder / "many.jsonl"
-    path.write_text("".join(json.dumps({"id": str(n), "prompt": f"word {n} of many"}) + "\n" for n in range(rows)))
-    return str(path)
-
-
-def count(store: Path) -> int:
-    with PredictionStore(store, read_only=True) as there:
-        return there.count("predictions")
-
-
-def test_two_processes_answer_as_one(folder):
-    from limbeck.experiments.cli import main
-
-    queries, port = str(folder / "queries.jsonl"), free_port()
-    output = str(folder / "answers.jsonl")
-    both = [start(folder, process, port, queries, "--output", output) for process in (0, 1)]
-    said = [each.communicate(timeout=120) for each in both]
-    assert [each.returncode for each in both] == [0, 0], said
-    assert "6 new" in said[0][0] and " new" not in said[1][0] and "predict" not in said[1][1]  # one of them speaks
-    words = ["--model", str(folder / "model"), "--input", queries, "--store", str(folder / "one.db")]
-    assert main(["predict", *words, "--batch-size", "4", "--max-new-tokens", "5"]) == 0
-    with PredictionStore(folder / "one.db", read_only=True) as one, PredictionStore(folder / "many.db") as many:
-        for (key, query, right), (same_key, same_query, found) in zip(one.rows(), many.rows(), strict=True):
-            assert (key, query, right["tokens"]) == (same_key, same_query, found["tokens"])
-            assert found["logprob"] == pytest.approx(right["logprob"], abs=1e-4)
-    assert len(Path(output).read_text().splitlines()) == 6
-    again = [start(folder, process, port, queries) for process in (0, 1)]
-    said = [each.communicate(timeout=120) for each in again]
-    assert "0 new, 6 there already" in said[0][0] and [each.returncode for each in again] == [0, 0]
-
-
-def test_hosts_that_read_other_queries_end(folder):
-    port = free_port()
-    both = [start(folder, at, port, str(folder / f"{name}.jsonl")) for at, name in enumerate(("queries", "others"))]
-    for each in both:
-        said = each.communicate(timeout=60)[1]
-        assert each.returncode == 2 and "limbeck: process 1 has other queries than process 0" in said
-
-
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_host_that_dies_ends_the_others(folder, killed):
-    port, began = free_port(), time.monotonic()
-    many = tmp_queries(folder, 4000)
-    store = folder / f"killed{killed}.db"
-    both = [start(folder, process, port, many, to=store.name) for process in (0, 1)]
-    while not (store.exists() and count(store) > 6):
-        assert time.monotonic() - began < 60 and all(each.poll() is None for each in both)
-        time.sleep(0.1)
-    both[killed].kill()
-    both[1 - killed].communicate(timeout=120)
-    both[killed].communicate()
-    assert both[1 - killed].returncode != 0
-    with PredictionStore(store) as there:  # what was committed is there, whole
-        there.check()
-        kept = there.count("predictions")
-    assert kept > 6
