@@ -22,8 +22,8 @@ def joined() -> Iterator[None]:
 
     Slurm, Open MPI, Cloud TPU and Kubernetes say which one it is; elsewhere JAX_COORDINATOR_ADDRESS (of process 0,
     "host:port"), JAX_NUM_PROCESSES and JAX_PROCESS_ID do. What goes wrong ends the process there and then, with exit
-    status 2 if it is the user's mistake, else 1: on the usual way out it would wait for the others, and they for it.
-    Without it they end, too. Raises UserError where nothing says which one it is, or the others cannot be reached.
+    status 2 if it is the user's mistake, 130 if it was interrupted, else 1: on the usual way out it would wait for the
+    others, and they for it. Without it they end, too. Raises UserError where nothing says which one it is, or the others cannot be reached.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     address, count, own = (os.environ.get(name) for name in names)
@@ -38,6 +38,8 @@ def joined() -> Iterator[None]:
         yield
     except UserError as error:
         _end(f"limbeck: {error}", 2)
+    except KeyboardInterrupt:
+        _end("limbeck: interrupted; run the same command on all hosts to go on", 130)
     except Exception:
         _end(traceback.format_exc(), 1)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -117,19 +118,19 @@ def test_hosts_that_read_other_queries_end(folder):
         assert each.returncode == 2 and "limbeck: process 1 has other queries than process 0" in said
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_host_that_dies_ends_the_others(folder, killed):
+@pytest.mark.parametrize(("killed", "how", "status"), [(0, "KILL", -9), (1, "KILL", -9), (1, "INT", 130)])
+def test_a_host_that_dies_ends_the_others(folder, killed, how, status):
     port, began = free_port(), time.monotonic()
     many = tmp_queries(folder, 4000)
-    store = folder / f"killed{killed}.db"
+    store = folder / f"{killed}{how}.db"
     both = [start(folder, process, port, many, to=store.name) for process in (0, 1)]
     while not (store.exists() and count(store) > 6):
         assert time.monotonic() - began < 60 and all(each.poll() is None for each in both)
         time.sleep(0.1)
-    both[killed].kill()
-    both[1 - killed].communicate(timeout=120)
-    both[killed].communicate()
-    assert both[1 - killed].returncode != 0
+    both[killed].send_signal(signal.Signals[f"SIG{how}"])
+    for each in both:
+        each.communicate(timeout=60)
+    assert both[killed].returncode == status and both[1 - killed].returncode != 0
     with PredictionStore(store) as there:  # what was committed is there, whole
         there.check()
         kept = there.count("predictions")
