@@ -23,7 +23,8 @@ def joined() -> Iterator[None]:
     Slurm, Open MPI, Cloud TPU and Kubernetes say which one it is; elsewhere JAX_COORDINATOR_ADDRESS (of process 0,
     "host:port"), JAX_NUM_PROCESSES and JAX_PROCESS_ID do. What goes wrong ends the process there and then, with exit
     status 2 if it is the user's mistake, 130 if it was interrupted, else 1: on the usual way out it would wait for the
-    others, and they for it. Without it they end, too. Raises UserError where nothing says which one it is, or the others cannot be reached.
+    others, and they for it. Without it they end, too. Raises UserError where nothing says which one it is, or the
+    others cannot be reached.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     address, count, own = (os.environ.get(name) for name in names)
