@@ -50,7 +50,8 @@ def predict(config: PredictionConfig, dry_run: bool = False) -> int:
         raise UserError("no store is said: give --store, the file that keeps the predictions")
     hosts = joined() if config.hosts else contextlib.nullcontext()
     with hosts, _cluster(config, dry_run), over(config.mesh):
-        return _predict(config, dry_run) if leads() else _follow(config, dry_run)
+        # Asked only where it matters: a process that starts workers must not take the devices itself.
+        return _follow(config, dry_run) if config.hosts and not leads() else _predict(config, dry_run)
 
 
 def _predict(config: PredictionConfig, dry_run: bool) -> int:

@@ -196,9 +196,8 @@ class Engine:
         order, new_tokens = self._order(request), request.sampling.max_new_tokens
         config, params = self._for_writing(params)
         shown, text, ids = "", "", []
-        for out in stream(
-            config, params, tokens_BT, lengths_B, sampling([order]), order.stop_V, new_tokens, _STREAMED
-        ):
+        settings, how = sampling([order]), (new_tokens, _STREAMED, self.coded_cache)
+        for out in stream(config, params, tokens_BT, lengths_B, settings, order.stop_V, *how):
             self.tokens_run += int(out.length_B[0]) - len(ids)
             ids = out.tokens_BT[0, : out.length_B[0]].tolist()
             generation = self._stops.generation(request.stop, ids, np.asarray(out.logprobs_BT[0, : len(ids)]))

@@ -173,10 +173,14 @@ def stream(
     stop_V: jax.Array | np.ndarray,
     max_new_tokens: int,
     chunk: int = 8,
+    coded: bool = False,
 ) -> Iterator[Generated]:
-    """`generate` that yields what is there after every `chunk` tokens; the last one is what `generate` gives."""
+    """`generate` that yields what is there after every `chunk` tokens; the last one is what `generate` gives.
+
+    With `coded` the cache is kept in eight bits.
+    """
     params = with_prefix(config, params)
-    state = _start_jit(config, params, tokens_BT, lengths_B, max_new_tokens)
+    state = _start_jit(config, params, tokens_BT, lengths_B, max_new_tokens, coded)
     for _ in range(0, max_new_tokens, chunk):
         state = advance(config, params, state, sampling, stop_V, chunk, len(lengths_B))
         # The state is donated to the next call, so what leaves this function is a copy.
@@ -257,9 +261,9 @@ def check_room(config: ModelConfig, prompt: int, max_new_tokens: int, prefix: in
         )
 
 
-def _start(config, params, tokens_BT, lengths_B, max_new_tokens) -> Writing:
+def _start(config, params, tokens_BT, lengths_B, max_new_tokens, coded=False) -> Writing:
     batch, length = tokens_BT.shape
-    empty = _empty_rows(config, batch, length + max_new_tokens, max_new_tokens)
+    empty = _empty_rows(config, batch, length + max_new_tokens, max_new_tokens, coded)
     cache = empty.cache._replace(total_B=lengths_B + max_new_tokens)
     logits_BV, cache = prefill(config, params, tokens_BT, lengths_B, cache)
     return Writing(logits_BV, cache, empty.out, jnp.full(batch, max_new_tokens, jnp.int32))
@@ -296,5 +300,5 @@ def _advance(config, params, state: Writing, sampling: SamplingArrays, stop_V, s
 
 empty_rows = jax.jit(_empty_rows, static_argnums=(0, 1, 2, 3, 4))  # in a program, so that a mesh has its part of them
 fill = jax.jit(_fill, static_argnames="config", donate_argnames="state")
-_start_jit = jax.jit(_start, static_argnums=(0, 4))
+_start_jit = jax.jit(_start, static_argnums=(0, 4, 5))
 advance = jax.jit(_advance, static_argnums=0, donate_argnums=2)

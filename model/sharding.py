@@ -85,8 +85,8 @@ def over(sizes: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def spec(path: str, shape: Sequence[int], mesh: Mesh, config: ModelConfig | None = None) -> PartitionSpec:
-    """How a parameter is laid out. With a config, keys and values that `tensor` would cut within a head are whole.
+def spec(path: str, shape: Sequence[int], mesh: Mesh, config: ModelConfig) -> PartitionSpec:
+    """How a parameter is laid out; what `tensor` would cut within a head is whole.
 
     Raises UserError for a parameter that no rule covers.
     """
@@ -95,7 +95,9 @@ def spec(path: str, shape: Sequence[int], mesh: Mesh, config: ModelConfig | None
     axes = next((axes for pattern, axes in RULES if re.fullmatch(pattern, name)), None)
     if axes is None:
         raise UserError(f"parameter {path!r}: no rule says how it lies on a mesh; they stand in model/sharding.py")
-    if config and config.num_kv_heads % mesh.shape["tensor"] and re.match(r"blocks/attn/[kv]/", name):
+    in_heads = re.match(r"blocks/attn/([qkvo])/", name)
+    heads = config.num_kv_heads if in_heads and in_heads[1] in "kv" else config.num_heads
+    if in_heads and heads % mesh.shape["tensor"]:
         axes = tuple(None if axis == "tensor" else axis for axis in axes)
     return _fitting((*(None,) * (len(shape) - len(axes)), *axes), shape, mesh.shape)
 
@@ -111,12 +113,12 @@ def placed(config: ModelConfig, params: Mapping[str, Any]) -> Params:
 
     They may be arrays of any kind that every process has whole. Raises UserError as `spec` does.
     """
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty:
+    goes = layout(config)
+    if goes is None:
         return dict(params)
     out: Params = {}
     for path, leaf in params.items():
-        where = NamedSharding(mesh, spec(path, leaf.shape, mesh, config))
+        where = goes(path, leaf.shape)
         if isinstance(leaf, jax.Array) and leaf.sharding.device_set == where.device_set:
             out[path] = jax.device_put(leaf, where)
             continue

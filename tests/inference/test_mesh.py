@@ -42,12 +42,13 @@ def test_a_mesh_answers_as_one_device(mesh, coded):
         engine = Engine(CONFIG, params, TOKENIZER, batch_size=4, coded_cache=coded)
         name = engine.attach({**lora, **engine.params})
         asked = [*REQUESTS, GenerateRequest((9, 8, 7), Sampling(4), adapter=name)]
-        return engine, name, [result for _, result in sorted(engine.answers(asked), key=lambda each: each[0])]
+        results = [result for _, result in sorted(engine.answers(asked), key=lambda each: each[0])]
+        assert "".join(engine.stream(REQUESTS[4])) == results[4].text and len(results[4].tokens) > 1
+        return engine, name, results
 
     alone, name, right = answers()
     with over(mesh):
         engine, same, found = answers()
-        assert next(iter(engine.stream(REQUESTS[0]))) is not None
     assert (engine.weights_digest, same) == (alone.weights_digest, name)
     up = engine.params["blocks/mlp/up/kernel" + "_int8" * coded]
     assert {each.data.nbytes for each in up.addressable_shards} == {up.nbytes // (8 if len(mesh) == 1 else 4)}

@@ -1,5 +1,7 @@
 """Meshes of eight simulated devices: what lies where, and that the model computes what it computes on one."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,11 +52,14 @@ def test_every_device_has_its_part_alone(params):
     np.testing.assert_array_equal(jax.device_get(up), params["blocks/mlp/up/kernel"])
 
 
-def test_no_key_or_value_is_cut_within_a_head(params):
+def test_nothing_is_cut_within_a_head():
     mesh = make_mesh(["tensor=8"])
     assert spec("blocks/attn/k/kernel", (2, 32, 32), mesh, CONFIG) == P(None, None, None)
     assert spec("blocks/attn/q/kernel", (2, 32, 64), mesh, CONFIG) == P(None, None, "tensor")
     assert spec("embed/embedding", (97, 32), mesh, CONFIG) == P(None, None)  # which eight do not divide
+    six = dataclasses.replace(CONFIG, num_heads=6, num_kv_heads=6)
+    for name, shape in (("q", (2, 32, 48)), ("o", (2, 48, 32))):
+        assert spec(f"blocks/attn/{name}/kernel", shape, mesh, six) == P(None, None, None)
 
 
 def test_the_rules_cover_whatever_tuning_adds(params):
@@ -101,4 +106,4 @@ def test_a_mesh_that_cannot_be(sizes, words):
 
 def test_a_parameter_that_no_rule_covers():
     with pytest.raises(UserError, match=r"parameter 'blocks/attn/z/weird': no rule"):
-        spec("blocks/attn/z/weird", (2, 3), make_mesh(["data=8"]))
+        spec("blocks/attn/z/weird", (2, 3), make_mesh(["data=8"]), CONFIG)
