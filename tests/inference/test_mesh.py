@@ -1,5 +1,7 @@
 """The engine over several devices against one."""
 
+from typing import Any
+
 import jax
 import pytest
 
@@ -42,7 +44,7 @@ def test_a_mesh_answers_as_one_device(mesh, coded):
         engine = Engine(CONFIG, params, TOKENIZER, batch_size=4, coded_cache=coded)
         name = engine.attach({**lora, **engine.params})
         asked = [*REQUESTS, GenerateRequest((9, 8, 7), Sampling(4), adapter=name)]
-        results = [result for _, result in sorted(engine.answers(asked), key=lambda each: each[0])]
+        results: list[Any] = [result for _, result in sorted(engine.answers(asked), key=lambda each: each[0])]
         assert "".join(engine.stream(REQUESTS[4])) == results[4].text and len(results[4].tokens) > 1
         return engine, name, results
 
