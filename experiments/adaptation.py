@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from limbeck.evaluation import bias
 from limbeck.evaluation.asked import write_asked
 from limbeck.evaluation.baseline import baselines
+from limbeck.evaluation.bias.built_in import load_pairs, probe
+from limbeck.evaluation.bias.rows import told
 from limbeck.evaluation.comparison import advice, break_even_table
 from limbeck.evaluation.paired import paired_difference
 from limbeck.evaluation.prompted import prompted, together
@@ -186,12 +187,12 @@ def _trained(done: Tuned) -> dict[str, Any]:
 
 def _probed(base: Engine, folders: Mapping[str, Path]) -> dict[str, Any]:
     """The bias probes of the base and of the models in these folders, loaded one after another."""
-    pairs = bias.load_pairs()
-    found = {"base": bias.probe(base, pairs)}
-    found |= {name: bias.probe(_engine(folder), pairs) for name, folder in folders.items()}
+    pairs = load_pairs()
+    found = {"base": probe(base, pairs)}
+    found |= {name: probe(_engine(folder), pairs) for name, folder in folders.items()}
     share = {name: next(row for row in rows if row.probe == "stereotype_preference") for name, rows in found.items()}
     stereotyped = {name: {"value": row.value, "ci95": list(row.ci95), "n": row.n} for name, row in share.items()}
-    return {"stereotyped": stereotyped, **bias.told(found)}
+    return {"stereotyped": stereotyped, **told(found)}
 
 
 def _best(rows: Mapping[str, Mapping[str, Any]], task: Task) -> str:

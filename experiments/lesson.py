@@ -16,8 +16,9 @@ from rich.console import Console
 from limbeck.distill.config import DistilConfig
 from limbeck.distill.rows.transfer_set import write_transfer_set
 from limbeck.distill.teacher import STUDENT, distillation_loss, with_teacher
-from limbeck.evaluation import bias
 from limbeck.evaluation.baseline import baselines
+from limbeck.evaluation.bias.built_in import load_pairs, probe
+from limbeck.evaluation.bias.rows import told
 from limbeck.evaluation.comparison import break_even_table
 from limbeck.evaluation.report import terminal_table, write_report
 from limbeck.experiments.claims import lesson_claims
@@ -145,9 +146,9 @@ def _row(name: str, result: dict[str, Any], training: dict[str, Any]) -> dict[st
 
 def _probe(lesson: Lesson) -> dict[str, Any]:
     names = {"base": "base", "tuned": "full", "distilled": "distilled", "student alone": "student_alone"}
-    pairs = bias.load_pairs()
-    probes = {name: bias.probe(lesson.engine(model), pairs) for name, model in names.items()}
-    return bias.told(probes, ("base", "tuned", "distilled"))
+    pairs = load_pairs()
+    probes = {name: probe(lesson.engine(model), pairs) for name, model in names.items()}
+    return told(probes, [("base", "tuned"), ("tuned", "distilled"), ("student alone", "distilled")])
 
 
 def _about(lesson: Lesson) -> dict[str, Any]:

@@ -1,11 +1,16 @@
 """Bias probes on hand-made numbers and on models whose bias is known because it was built in."""
 
+import json
 import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from limbeck.evaluation.bias import compare, load_pairs, occupation_rows, pair_preference, probe
+from limbeck.evaluation.bias.built_in import load_pairs, probe
+from limbeck.evaluation.bias.occupations import occupation_rows
+from limbeck.evaluation.bias.pairs import preference_rows
+from limbeck.evaluation.bias.rows import compare, from_json, to_json
 from limbeck.inference.engine import Engine
 from limbeck.inference.requests import Scores
 from limbeck.model.errors import UserError
@@ -33,12 +38,12 @@ class FakeEngine(Engine):
             assert self.tokenizer.bos_id not in request.prompt[1:]
             texts = [self.tokenizer.decode(request.prompt[1:] + option) for option in request.options]
             first = {option[0] for option in request.options}
-            assert len(request.prompt) == 1 or len(first) == 2  # what they share is in the prompt, if there is one
-            assert texts[0] == texts[1].replace(" he", " she")
+            assert len(first) == len(texts)  # what they share is in the prompt
+            assert texts[0] == texts[-1].replace(" he", " she") or len(texts) == 1
+            # One nll a word: the pronouns alone differ, so the comparison is that of the lean.
             leans = [self.lean(text) if " she" in text else 0.0 for text in texts]
-            lengths = tuple(len(option) for option in request.options)
-            # The pronouns alone differ, so a part of equal length keeps the comparison to the lean.
-            answers.append(Scores(tuple(-self.nll * min(lengths) + x for x in leans), lengths))
+            scores = tuple(-self.nll * len(text.split()) + lean for text, lean in zip(texts, leans, strict=True))
+            answers.append(Scores(scores, tuple(len(option) for option in request.options)))
         return answers
 
 
@@ -67,8 +72,8 @@ def rows_of(lean, **engine):
 # The definitions, on numbers worked out by hand
 
 
-def test_pair_preference():
-    preference, difference = pair_preference([-1.0, -2.0, -3.0, -4.0], [-2.0, -1.0, -5.0, -4.0])
+def test_preference_rows():
+    preference, difference = preference_rows([-1.0, -2.0, -3.0, -4.0], [-2.0, -1.0, -5.0, -4.0])
     assert (preference.probe, preference.value, preference.n, preference.ideal) == (
         "pair_preference",
         0.625,
@@ -81,8 +86,8 @@ def test_pair_preference():
     assert difference.ci95[0] < 0.5 < difference.ci95[1]
 
 
-def test_pair_preference_of_a_certain_model():
-    preference, difference = pair_preference(np.full(40, -1.0), np.full(40, -3.0), "certain")
+def test_preference_rows_of_a_certain_model():
+    preference, difference = preference_rows(np.full(40, -1.0), np.full(40, -3.0), "certain")
     assert (preference.probe, preference.value, preference.note) == (
         "certain_preference",
         1.0,
@@ -91,7 +96,7 @@ def test_pair_preference_of_a_certain_model():
     assert preference.ci95 == wilson(40, 40) and preference.ci95[0] > 0.9
     assert (difference.value, difference.ci95, difference.note) == (2.0, (2.0, 2.0), "away from 0")
     with pytest.raises(UserError):
-        pair_preference([], [])
+        preference_rows([], [])
 
 
 def test_occupation_rows():
@@ -165,10 +170,9 @@ def test_an_unbiased_model_is_not_distinguishable(lean):
 
 def test_perplexity_is_of_all_the_tokens():
     row = rows_of(lambda text: 0.0, tokenizer=TOKENIZERS["bytes"])["perplexity"]
-    tokens = [(len(pair.she), len(pair.he)) for pair in load_pairs()]
-    # the fake model scores as many tokens as the shorter sentence of a pair has
-    nll = UNIFORM_NLL * sum(2 * he for _, he in tokens)
-    assert row.value == pytest.approx(math.exp(nll / sum(map(sum, tokens))))
+    texts = [text for pair in load_pairs() for text in (pair.she, pair.he)]
+    nll = UNIFORM_NLL * sum(len(text.split()) for text in texts)  # the fake model's is of words
+    assert row.value == pytest.approx(math.exp(nll / sum(map(len, texts))))
     assert row.ideal is None and row.ci95[0] < row.value < row.ci95[1]
 
 
@@ -181,7 +185,7 @@ def test_contexts_end_before_the_pronoun():
 
     rows_of(lean)
     assert "The nurse said that she" in asked and "When the pilot came home, she" in asked
-    assert len(asked) == 60 + len(OCCUPATION_PRONOUNS) * len(PRONOUN_SENTENCES)
+    assert len(asked) == len({pair.she for pair in load_pairs()}) + len(OCCUPATION_PRONOUNS) * len(PRONOUN_SENTENCES)
 
 
 # From model to model
@@ -193,7 +197,11 @@ def test_compare_finds_the_direction_of_a_change():
         "tuned": list(rows_of(lambda text: coin(text) + believes_the_stereotype(text)).values()),
         "distilled": list(rows_of(coin, nll=2 * UNIFORM_NLL).values()),
     }
-    found = {(d.before, d.after, d.probe): d for d in compare(rows)}
+    found = {
+        (d.before, d.after, d.probe): d
+        for a, b in (("base", "tuned"), ("tuned", "distilled"))
+        for d in compare(a, rows[a], b, rows[b])
+    }
     assert len(found) == 2 * len(rows["base"])
     up = found["base", "tuned", "stereotype_difference"]
     assert up.value == pytest.approx(2.0) and up.note == "further from the ideal" and up.ci95[0] > 0
@@ -206,16 +214,33 @@ def test_compare_finds_the_direction_of_a_change():
 def test_compare_is_paired():
     """A small shift on every item is seen although the items themselves scatter far more."""
     scatter = np.random.default_rng(0).normal(size=60) * 10
-    before, after = (list(pair_preference(scatter + shift, np.zeros(60))) for shift in (0.0, 0.2))
-    difference = compare({"before": before, "after": after})[1]
+    before, after = (list(preference_rows(scatter + shift, np.zeros(60))) for shift in (0.0, 0.2))
+    difference = compare("before", before, "after", after)[1]
     assert difference.value == pytest.approx(0.2) and difference.ci95 == pytest.approx((0.2, 0.2))
-    same = compare({"before": before, "again": before})
+    same = compare("before", before, "again", before)
     assert all(d.value == 0 and d.note == "not distinguishable" for d in same)
+
+
+def test_flips_have_their_p():
+    """Of 60 pairs ten turn towards the stereotype and two away from it."""
+    before, after = np.ones(60), np.ones(60)
+    before[:10], after[10:12] = -1, -1
+    old, new = (preference_rows(signed, np.zeros(60)) for signed in (before, after))
+    preference, difference = compare("before", old, "after", new)
+    assert preference.value == pytest.approx(8 / 60)
+    assert preference.flips_p == pytest.approx(scipy.stats.binomtest(2, 12).pvalue)
+    assert difference.flips_p is None
+
+
+def test_rows_are_told_and_read_back():
+    rows = list(rows_of(coin).values())
+    again = from_json(json.loads(json.dumps(to_json(rows))))
+    assert again == rows and all(np.array_equal(a.items, b.items) for a, b in zip(again, rows, strict=True))
 
 
 def test_compare_refuses_other_items():
     with pytest.raises(ValueError, match="other items"):
-        compare({"a": list(pair_preference([1.0], [0.0])), "b": list(pair_preference([1.0, 2.0], [0.0, 0.0]))})
+        compare("a", preference_rows([1.0], [0.0]), "b", preference_rows([1.0, 2.0], [0.0, 0.0]))
 
 
 def test_intervals_cover_at_their_rate():
@@ -224,7 +249,7 @@ def test_intervals_cover_at_their_rate():
     shares = list(OCCUPATION_PRONOUNS.values())
     covered = np.zeros(3)
     for _ in range(400):
-        pairs = pair_preference(rng.normal(size=60), rng.normal(size=60))
+        pairs = preference_rows(rng.normal(size=60), rng.normal(size=60))
         _, _, correlation = occupation_rows(rng.uniform(size=len(shares)), shares)
         covered += [row.note.startswith("not distinguishable") for row in (*pairs, correlation)]
     # The percentile bootstrap covers a little less than it says: 0.94 with 60 items, 0.92 with 14.

@@ -1,0 +1,173 @@
+"""A measured bias: its value, interval, ideal and verdict; and what changed from one model to another.
+
+A row keeps the items that its value is a statistic of, so that two models that were asked the same items can be
+compared item by item: a small shift shows although the items scatter.
+
+Dimension key: `N` items, `R` resamples.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from limbeck.tasks.intervals import bootstrap, mcnemar, wilson
+
+
+@dataclass(frozen=True)
+class BiasRow:
+    """One measured number, its 95 % interval, the n items behind it and the value without bias.
+
+    `group` is the part of the items that it is about ("gender", "age"), empty for all. `ideal` is None where no value
+    is better than another. `items` [N, ...] are what the value is the `statistic` of, a name among STATISTICS.
+    """
+
+    probe: str
+    group: str
+    value: float
+    ci95: tuple[float, float]
+    n: int
+    ideal: float | None
+    note: str
+    statistic: str
+    items: np.ndarray = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class BiasDifference:
+    """How a probe's value changed from one model to another: after - before on the same items.
+
+    `flips_p` is McNemar's exact p where items are right or wrong (1 or 0), else None.
+    """
+
+    probe: str
+    group: str
+    before: str
+    after: str
+    value: float
+    ci95: tuple[float, float]
+    n: int
+    note: str
+    flips_p: float | None
+
+
+def share_row(probe: str, signed: ArrayLike, *, group: str = "", ideal: float | None = 0.5) -> BiasRow:
+    """The share of positive numbers among `signed` [N], zeros counting half, with Wilson's interval.
+
+    No numbers at all is a UserError.
+    """
+    hits_N = (1 + np.sign(np.asarray(signed, np.float64))) / 2
+    # Wilson's formula counts whole items: an odd number of zeros moves the interval by half an item.
+    interval = wilson(round(float(hits_N.sum())), len(hits_N))
+    note = verdict(interval, ideal)
+    return BiasRow(probe, group, float(hits_N.mean()), interval, len(hits_N), ideal, note, "mean", hits_N)
+
+
+def row(
+    probe: str, items: ArrayLike, *, group: str = "", ideal: float | None = 0.0, statistic: str = "mean"
+) -> BiasRow:
+    """A statistic of `items` [N, ...] with its bootstrap interval. No items at all is a UserError."""
+    items_N = np.asarray(items, np.float64)
+    of = STATISTICS[statistic]
+    interval = bootstrap(items_N, of, seed=0)
+    value = float(of(items_N[None])[0])
+    return BiasRow(probe, group, value, interval, len(items_N), ideal, verdict(interval, ideal), statistic, items_N)
+
+
+def verdict(interval: tuple[float, float], ideal: float | None) -> str:
+    """What an interval says of the ideal value, in words; nothing where there is no ideal."""
+    if ideal is None:
+        return ""
+    holds = interval[0] <= ideal <= interval[1]
+    return f"not distinguishable from {ideal:g}" if holds else f"away from {ideal:g}"
+
+
+def compare(before: str, old: Sequence[BiasRow], after: str, new: Sequence[BiasRow]) -> list[BiasDifference]:
+    """What changed from one model's rows to another's, by paired bootstrap, with McNemar's p for what flips.
+
+    The items are resampled together for both. Raises ValueError if the models were not asked the same items.
+    """
+    return [_difference(before, a, after, b) for a, b in zip(old, new, strict=True)]
+
+
+def told(
+    measured: Mapping[str, Sequence[BiasRow]], edges: Sequence[tuple[str, str]] = ()
+) -> dict[str, list[dict[str, Any]]]:
+    """{"rows", "differences"} as a report has them: of every model, and along the `edges` (before, after).
+
+    Each row tells its model's perplexity on the probes' sentences, since an untrained model has no preference either.
+    """
+    rows = []
+    for name, probes in measured.items():
+        found = next((each.value for each in probes if each.probe == "perplexity"), None)
+        rows += [
+            {
+                "model": name,
+                "probe": each.probe,
+                "group": each.group,
+                "value": each.value,
+                "ci95": list(each.ci95),
+                "n": each.n,
+                "ideal": each.ideal,
+                "note": each.note,
+                "perplexity": found,
+            }
+            for each in probes
+            if each.probe != "perplexity"
+        ]
+    differences = [each for a, b in edges for each in compare(a, measured[a], b, measured[b])]
+    return {"rows": rows, "differences": [asdict(difference) for difference in differences]}
+
+
+def to_json(rows: Sequence[BiasRow]) -> list[dict[str, Any]]:
+    """Rows as JSON has them, items and all."""
+    return [{**vars(each), "ci95": list(each.ci95), "items": each.items.tolist()} for each in rows]
+
+
+def from_json(rows: Sequence[Mapping[str, Any]]) -> list[BiasRow]:
+    """The rows that `to_json` told."""
+    return [BiasRow(**{**each, "ci95": tuple(each["ci95"]), "items": np.asarray(each["items"])}) for each in rows]
+
+
+def _difference(before: str, old: BiasRow, after: str, new: BiasRow) -> BiasDifference:
+    if (old.probe, old.group, old.items.shape) != (new.probe, new.group, new.items.shape):
+        raise ValueError(f"{before} and {after} were asked other items: {old.probe} n={old.n}, {new.probe} n={new.n}")
+    of = STATISTICS[old.statistic]
+    low, high = bootstrap(
+        np.stack([old.items, new.items], axis=-1), lambda x: of(x[..., 1]) - of(x[..., 0]), seed=0
+    )
+    if low <= 0 <= high:
+        note = "not distinguishable"
+    elif old.ideal is None:
+        note = "distinguishable"
+    else:
+        nearer = abs(new.value - old.ideal) < abs(old.value - old.ideal)
+        note = "nearer to the ideal" if nearer else "further from the ideal"
+    flips = old.statistic == "mean" and np.isin((old.items, new.items), (0, 1)).all()
+    p = mcnemar(new.items, old.items) if flips else None
+    return BiasDifference(old.probe, old.group, before, after, new.value - old.value, (low, high), old.n, note, p)
+
+
+def _mean(items_RN: np.ndarray) -> np.ndarray:
+    return items_RN.mean(axis=1)
+
+
+def _pearson(items_RN2: np.ndarray) -> np.ndarray:
+    centred_RN2 = items_RN2 - items_RN2.mean(axis=1, keepdims=True)
+    covariance_R = centred_RN2.prod(axis=-1).sum(axis=1)
+    scale_R = np.sqrt((centred_RN2**2).sum(axis=1).prod(axis=-1))
+    return np.divide(covariance_R, scale_R, out=np.zeros_like(scale_R), where=scale_R > 1e-12)
+
+
+def _perplexity(items_RN2: np.ndarray) -> np.ndarray:
+    nll_R, tokens_R = np.moveaxis(items_RN2.sum(axis=1), -1, 0)
+    return np.exp(nll_R / tokens_R)
+
+
+STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean": _mean,
+    "correlation": _pearson,  # of items (x, y)
+    "perplexity": _perplexity,  # of items (negative log-likelihood in nats, tokens)
+}
