@@ -11,10 +11,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from limbeck.evaluation.quantities import one_line, printable
+from limbeck.evaluation.quantities import printable
 from limbeck.evaluation.scales import BY_RECORD, counts_hits, digits, figure, words
 from limbeck.model.errors import UserError, nearest
 from limbeck.model.files import write_atomic
+from limbeck.model.markdown import one_line
 from limbeck.prompting import votes
 from limbeck.prompting.config import PromptConfig
 from limbeck.tasks.metrics import METRICS

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from limbeck.evaluation import scales
-from limbeck.evaluation.quantities import duration, one_line, quantity, with_interval
+from limbeck.evaluation.quantities import duration, quantity, with_interval
+from limbeck.model.markdown import one_line
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "n": ("n", str),

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from limbeck.evaluation import plots
-from limbeck.evaluation.quantities import one_line, quantity
+from limbeck.evaluation.quantities import quantity
 from limbeck.evaluation.scales import digits, figure, heading, higher_is_better
+from limbeck.model.markdown import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,7 +1,7 @@
 """The report's page, in HTML and in Markdown: `*.j2` say how it looks, this what is put into them."""
 
 import importlib.resources
-import re
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import jinja2
@@ -9,11 +9,14 @@ import markupsafe
 
 from limbeck.evaluation import plots, scales
 from limbeck.evaluation.asked import in_words
+from limbeck.evaluation.bias.tables import bias_tables
 from limbeck.evaluation.break_even_plot import break_even_lines
 from limbeck.evaluation.columns import COLUMNS, cell, metric_of, score_words, verdict
 from limbeck.evaluation.curves import training_curves
 from limbeck.evaluation.prompt_plots import accuracy_lines, variant_strips
-from limbeck.evaluation.quantities import compact, duration, one_line, quantity, with_interval
+from limbeck.evaluation.quantities import compact, duration, quantity, with_interval
+from limbeck.model.markdown import escaped, table
+from limbeck.model.pretrained.card import Table
 from limbeck.prompting.config import View
 from limbeck.tasks.label_metrics import normalise
 from limbeck.tasks.metrics import METRICS
@@ -57,10 +60,6 @@ def _against(data: dict[str, Any], key: str) -> str:
     if key == "params_trainable":  # of the ways of tuning one model, which say what each keeps; a baseline is no such
         rows = [row for row in rows if "adapter_bytes" in row]
     return plots.quality(rows, metric_of(data), key, label)
-
-
-def _bias_value(row: dict[str, Any]) -> str:
-    return "–" if row.get("value") is None else with_interval(row["value"], row.get("ci95"), 3)
 
 
 def _about(data: dict[str, Any]) -> list[str]:
@@ -118,7 +117,16 @@ def _escape_markdown(value: Any) -> Any:
     """What a template prints into Markdown, as text: one line, no markup of Markdown's or HTML's."""
     if isinstance(value, markupsafe.Markup):
         return value
-    return re.sub(r"([\\`*\[\]<>|~&#])", r"\\\1", one_line(str(value)))
+    return escaped(str(value))
+
+
+def _in_tables(tables: Sequence[Table | dict[str, Any]]) -> markupsafe.Markup:
+    """Tables in Markdown, each under its title; their text is escaped here."""
+    parts = []
+    for each in (Table(**each) if isinstance(each, dict) else each for each in tables):
+        parts += [f"**{escaped(each.title)}**", table(each.header, each.rows)]
+        parts += [escaped(each.note)] if each.note else []
+    return markupsafe.Markup("\n\n".join(parts))  # noqa: S704
 
 
 def render(name: str, data: dict[str, Any], drawn: dict[str, markupsafe.Markup]) -> str:
@@ -132,7 +140,11 @@ def render(name: str, data: dict[str, Any], drawn: dict[str, markupsafe.Markup])
     environment.filters |= {"quantity": quantity, "duration": duration, "compact": compact, "in_words": in_words}
     rows, metric, others = data.get("rows") or [], metric_of(data), _other_metrics(data)
     environment.globals |= {
-        "cell": cell, "bias_value": _bias_value, "colour": plots.colour, "asked": _ASKED, "heading": scales.heading,
+        "cell": cell, "colour": plots.colour, "in_tables": _in_tables, "asked": _ASKED,
+        "bias_tables": lambda data: bias_tables(
+            data["bias"], data.get("bias_differences") or (), data.get("bias_caveats")
+        ),
+        "heading": scales.heading,
         "score": lambda row, name: score_words(row, rows, name),
         "measured": lambda score: score_words({"metrics": {metric: score}}, rows, metric),
         "within": lambda score: with_interval(score["value"], score["ci95"], 2),

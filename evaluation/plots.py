@@ -14,8 +14,9 @@ import numpy as np
 
 from limbeck.evaluation.comparison import pareto
 from limbeck.evaluation.label_placement import place_labels, spread_apart
-from limbeck.evaluation.quantities import one_line, quantity
+from limbeck.evaluation.quantities import quantity
 from limbeck.evaluation.scales import higher_is_better, limits, score_of, seen, words
+from limbeck.model.markdown import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,17 +147,20 @@ def quality(rows: Sequence[dict[str, Any]], metric: str, key: str, label: str) -
 
 def bias_intervals(rows: Sequence[dict[str, Any]]) -> str:
     """Each probe's value with its interval for every model, a panel a probe, the ideal value as a line."""
-    probes = list(dict.fromkeys(row["probe"] for row in rows))
+    rows = [row for row in rows if not row.get("group")]  # the parts are in the tables
+    sets = {row.get("set", "") for row in rows}
+    panels_of: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        title = row["probe"] if len(sets) < 2 else f"{row['probe']} ({row['set']})"
+        panels_of.setdefault(title, []).append(row)
     models = list(dict.fromkeys(row["model"] for row in rows))
     columns = 2
-    lines = -(-len(probes) // columns)
+    lines = max(1, -(-len(panels_of) // columns))
 
     def paint(figure: "Figure") -> None:
         panels = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
-        for probe, ax in zip(probes, panels, strict=False):
-            for row in rows:
-                if row["probe"] != probe:
-                    continue
+        for (probe, members), ax in zip(panels_of.items(), panels, strict=False):
+            for row in members:
                 place, shade = models.index(row["model"]), colour(row["model"])
                 if row.get("ci95") is not None:
                     ax.plot(row["ci95"], [place] * 2, color=shade, linewidth=2.2, alpha=0.6)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from limbeck.evaluation.plots import colour, draw, name_ends
-from limbeck.evaluation.quantities import one_line
 from limbeck.evaluation.scales import higher_is_better, words
+from limbeck.model.markdown import one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Numbers and text as a reader of a report wants them: three figures and a prefix, intervals, one line."""
+"""Numbers and text as a reader of a report wants them: three figures and a prefix, intervals."""
 
 import math
 import re
@@ -52,12 +52,6 @@ def compact(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {compact(item)}" for key, item in value.items()) + "}"
     return str(value)
-
-
-def one_line(text: str, width: int | None = None) -> str:
-    """`text` without line breaks and control characters (terminals obey them), cut to `width` characters."""
-    line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text).strip()
-    return line if width is None or len(line) <= width else line[: width - 1].rstrip() + "…"
 
 
 def printable(text: str) -> str:

@@ -6,7 +6,8 @@ facts [[name, value in words]], metric (the main one, "accuracy" if not said),
 rows [{method, metrics {name: {value, ci95, n}}, ...: see COLUMNS}], claims [{name, statement, holds, evidence}],
 curves {stage: [[step, loss], ...]}, evaluations {stage: [{step, validation_loss, the metric, ...}]},
 ambiguity {a way of asking: [[answer, probability], ...]}, break_even [of `break_even_table`],
-bias [{model, probe, value, ci95, n, ideal, perplexity}],
+bias [{set, model, probe, group, value, ci95, n, ideal, note, perplexity}], bias_differences [of `rows.told`],
+bias_caveats {set: a sentence}, tables [{title, header, rows, note}] of any other kind,
 rates [{method, best, tried [[factor on its learning rate, the metric on validation data], ...]}],
 disagreement {student: [{group, n, teacher, student, agreement {value, ci95, n}}, ...]},
 offline {rows, coverage, lookup_us_p50, online_ms_p50, speedup, same_answers},
@@ -28,9 +29,11 @@ from rich.text import Text
 from limbeck.evaluation import plots, scales
 from limbeck.evaluation.columns import cell, metric_of, score_words, verdict
 from limbeck.evaluation.page import figures, render
-from limbeck.evaluation.quantities import compact, one_line
+from limbeck.evaluation.quantities import compact
 from limbeck.model.errors import UserError
 from limbeck.model.files import disk_errors, write_atomic
+from limbeck.model.markdown import one_line
+from limbeck.model.pretrained import card
 
 _IN_TERMINAL = {  # what 80 columns hold
     "params_total": "params", "params_trainable": "trained", "bytes": "size", "train_seconds": "training",
@@ -39,7 +42,8 @@ _IN_TERMINAL = {  # what 80 columns hold
 _BLOCKS = {
     "rows": list, "claims": list, "break_even": list, "bias": list, "samples": list, "texts": list, "skipped": list,
     "facts": list, "rates": list, "curves": dict, "evaluations": dict, "ambiguity": dict, "offline": dict,
-    "disagreement": dict, "task": dict, "machine": dict, "versions": dict, "metric": str,
+    "disagreement": dict, "bias_differences": list, "bias_caveats": dict,
+    "tables": list, "task": dict, "machine": dict, "versions": dict, "metric": str,
 }
 
 
@@ -93,6 +97,7 @@ def terminal_table(data: dict[str, Any]) -> RenderableType:
         parts += [facts, ""]
     if "rows" in data:
         parts += [_methods(data), ""] if data["rows"] else ["methods: not measured", ""]
+    parts += [part for each in data.get("tables") or [] for part in (shown_table(card.Table(**each)), "")]
     if "claims" in data:
         claims = Table(box=None, show_header=False, pad_edge=False)
         for claim in data["claims"] or []:
@@ -104,6 +109,16 @@ def terminal_table(data: dict[str, Any]) -> RenderableType:
             claims.add_row("holds" if good else "FAILS", Text(one_line(claim["name"])), words, style=style)
         parts += [claims, "", Text(verdict(data), style="bold")]
     return Group(*parts)
+
+
+def shown_table(each: card.Table) -> RenderableType:
+    """One table of an audit for a terminal."""
+    shown = Table(title=Text(one_line(each.title)), title_justify="left", box=None, pad_edge=False)
+    for number, name in enumerate(each.header):
+        shown.add_column(Text(one_line(name)), justify="right" if number else "left", overflow="fold")
+    for line in each.rows:
+        shown.add_row(*(Text(one_line(text)) for text in line))
+    return Group(shown, Text(one_line(each.note), style="dim")) if each.note else shown
 
 
 def _methods(data: dict[str, Any]) -> Table:

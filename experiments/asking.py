@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from limbeck.experiments.prediction_config import PredictionConfig
@@ -118,15 +118,6 @@ def record_of(task: Task | None, identity: str, texts: Record) -> Record:
     if task is None:
         return {"id": identity, **texts}
     return {**dict.fromkeys(fields(task.template.target), ""), task.answer_field: "", **texts, "id": identity}
-
-
-def result_of(payload: Mapping[str, Any]) -> Result:
-    """What an engine answered, from what a store kept of it."""
-    if "text" in payload:
-        return Generation(payload["text"], tuple(payload["tokens"]), payload["logprob"], payload["stopped"])
-    if "logprobs" in payload:
-        return Scores(tuple(payload["logprobs"]), tuple(payload["lengths"]), tuple(payload.get("greedy", ())))
-    return Values(tuple(payload["values"]))
 
 
 def _known(config: PredictionConfig, engine: Engine, task: Task | None) -> tuple[str, ...]:

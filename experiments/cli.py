@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
+from limbeck.experiments.audit_config import AuditConfig
 from limbeck.experiments.config import built_in, flatten
 from limbeck.experiments.prediction_config import ELSEWHERE, PredictionConfig
 from limbeck.model.errors import UserError
@@ -22,6 +23,7 @@ examples:
   limbeck convert model.bin FOLDER                    as a folder that other programs load
   limbeck predict --model MODEL --task spam.jsonl --store spam.db
   limbeck lookup spam.db 'win a free phone'           an answer from before, without a model
+  limbeck audit MODEL                                 what biases it carries, told on its card
   limbeck serve spam.db                               the same over HTTP, and a page to try it on
 
 A run that was interrupted goes on where it was: run the same command again.
@@ -110,6 +112,21 @@ A task file may name Python functions, which are run: use files that you trust. 
 the Hugging Face hub, once; with HF_HUB_OFFLINE=1 only those are read that are on this machine.
 """
 
+_AUDIT_EXAMPLES = """\
+examples:
+  limbeck audit runs/quickstart/models/base runs/quickstart/models/full runs/quickstart/models/distilled
+  limbeck audit MODEL --pairs crows_pairs.jsonl --winobias winobias --questions bbq.jsonl
+  limbeck audit MODEL --task my_task                  its records with words swapped, and by their groups
+  limbeck audit MODEL --training train.txt --held-out other.txt       what comes out word for word
+  limbeck audit my_task                               who is mentioned, duplicates, leaks, personal data
+  limbeck audit my_texts.txt --held-out test.txt
+
+Models that are related (see `limbeck lineage`) are compared item by item, a student also with the same student without
+its teacher: put them all in one audit. What is measured is told on the cards of models that Limbeck wrote.
+
+fields: {fields}
+"""
+
 _CONVERT_EXAMPLES = """\
 examples:
   limbeck convert stories260K.bin stories260k         llama2.c's format as a Llama folder
@@ -131,9 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command not in ("run", "predict"):
+    if rest and args.command not in ("run", "predict", "audit"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if own_process and args.command in ("run", "predict", "evaluate"):
+    if own_process and args.command in ("run", "predict", "evaluate", "audit"):
         _with_huge_pages(argv)
     args.overrides, args.argv = rest, ["limbeck", *argv]
     try:
@@ -213,6 +230,12 @@ def build_parser() -> argparse.ArgumentParser:
     predict.usage = "limbeck predict [JOB.py] [--dry-run] [--any.field VALUE ...]"
     predict.add_argument("--dry-run", action="store_true", help="say what is new and how long it takes, and do nothing")
 
+    fields = _fields([name for name in flatten(AuditConfig()) if name != "what"])
+    what = "measure what models inherited, or what is in data"
+    audit = _command(commands, "audit", what, _AUDIT_EXAMPLES.replace("{fields}", fields))
+    audit.usage = "limbeck audit MODEL [MODEL ...] | DATA [--workdir DIR] [--any-field VALUE ...]"
+    audit.add_argument("--workdir", metavar="DIR", help="folder of the audit (default: runs/audit-NAMES)")
+
     generate = _command(commands, "generate", "continue a text", _GENERATE_EXAMPLES)
     generate.add_argument("model", metavar="MODEL", help="folder or file of a model")
     generate.add_argument("prompt", metavar="PROMPT")
@@ -254,6 +277,10 @@ def build_parser() -> argparse.ArgumentParser:
     describe = _command(commands, "describe", "print the parameters of a model: names, shapes, types, bytes")
     describe.add_argument("model", metavar="MODEL", help="folder or file of a model")
 
+    lineage = _command(commands, "lineage", "print what a model was made of, back to its foundations")
+    lineage.add_argument("model", metavar="MODEL", help="folder of a model or an adapter, or file of a model")
+    lineage.add_argument("--json", action="store_true", help="everything that is known, with every field of each run")
+
     convert = _command(commands, "convert", "write a model as a folder that other programs load", _CONVERT_EXAMPLES)
     convert.add_argument("source", metavar="SRC", help="folder or file of a model")
     convert.add_argument("--adapter", metavar="FOLDER", help="an adapter in PEFT's format, folded into the weights")
@@ -263,7 +290,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _prediction_fields() -> str:
-    short = [name.removeprefix("prompt.") for name in flatten(PredictionConfig()) if name not in ELSEWHERE]
+    return _fields([name.removeprefix("prompt.") for name in flatten(PredictionConfig()) if name not in ELSEWHERE])
+
+
+def _fields(short: Sequence[str]) -> str:
     return textwrap.fill(" ".join(f"--{name.replace('_', '-')}" for name in short), 116, break_on_hyphens=False)
 
 

@@ -90,6 +90,21 @@ def predict(args: argparse.Namespace) -> int:
     return predict(config, args.dry_run)
 
 
+def audit(args: argparse.Namespace) -> int:
+    """Measures what models inherited, or what is in data, and tells it on the models' cards."""
+    from limbeck.experiments.audit_config import AuditConfig
+
+    words = args.overrides
+    first = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
+    config = override(AuditConfig(what=tuple(words[:first])), words[first:])
+    workdir = Path(args.workdir or Path("runs") / "-".join(["audit", *(Path(each).name for each in config.what)]))
+    with open_run(workdir, config, args.argv) as rundir:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder(rundir) / "xla"))
+        from limbeck.experiments.auditing import run
+
+        return run(config, rundir)
+
+
 def generate(args: argparse.Namespace) -> int:
     """Prints the continuation of a prompt, or the answer to a message, as it is written."""
     from limbeck.inference.requests import GenerateRequest, Sampling
@@ -151,7 +166,9 @@ def _figure(value: float | str | None) -> str:
 
 def convert(args: argparse.Namespace) -> int:
     """Writes a model as a folder that other programs load, and says in whose names."""
-    from limbeck.model.pretrained import describe, load_pretrained, save_pretrained
+    from limbeck.model.params import count
+    from limbeck.model.pretrained import describe, lineage_of, load_pretrained, save_pretrained
+    from limbeck.model.pretrained.lineage import Origin, descended
     from limbeck.train.methods import plain
     from limbeck.train.peft_format import load_adapter
 
@@ -160,7 +177,10 @@ def convert(args: argparse.Namespace) -> int:
         raise UserError(f"{target} is there already: name a new folder")
     model = load_pretrained(args.source, dtype=args.dtype)
     params = plain(load_adapter(args.adapter, model.config, model.params)) if args.adapter else model.params
-    save_pretrained(target, model.config, params, model.tokenizer)
+    how = ", ".join(filter(None, (args.dtype, f"with {Path(args.adapter).name}" if args.adapter else "")))
+    origin = Origin(target.resolve().name, "converted", count(params), method=how)
+    lineage = descended(origin, [("base", lineage_of(model, args.source))])
+    save_pretrained(target, model.config, params, model.tokenizer, lineage=lineage)
     family = describe(target)[0].family
     print(f"{target}: {family or 'in our own names, which other programs do not load'}")
     return 0
@@ -192,6 +212,21 @@ def describe(args: argparse.Namespace) -> int:
     if not console.is_terminal:
         console.width = 200  # so that every row is one line for the next program
     console.print(table)
+    return 0
+
+
+def lineage(args: argparse.Namespace) -> int:
+    """Prints what a model was made of, back to its foundations."""
+    from rich.console import Console
+
+    from limbeck.experiments.origins import family_tree, lineage_at
+    from limbeck.model.pretrained.lineage import to_json
+
+    found = lineage_at(args.model)
+    if args.json:
+        print(to_json(found), end="")
+        return 0
+    Console(soft_wrap=True).print(family_tree(found))
     return 0
 
 

@@ -26,8 +26,10 @@ from limbeck.experiments.lesson_config import LessonConfig
 from limbeck.experiments.machine import provenance
 from limbeck.experiments.offline import ambiguity, bulk_and_lookup
 from limbeck.experiments.stages import Lesson, measured, prepare, stream_of, train
+from limbeck.experiments.start import Past
 from limbeck.inference.engine import Engine
 from limbeck.model.params import Params, digest
+from limbeck.model.pretrained.lineage import data_of
 from limbeck.model.transformer import init
 from limbeck.prompting.demonstrations import choose
 from limbeck.train.adapters import add_lora
@@ -42,6 +44,8 @@ def run(config: LessonConfig, rundir: Path) -> int:
     lesson = prepare(config, rundir)
     base_config = dataclasses.replace(config.base, vocab_size=lesson.tokenizer.vocab_size)
     student_config = dataclasses.replace(config.student, vocab_size=lesson.tokenizer.vocab_size)
+    foundation = data_of("the foundation's text", lesson.foundation)
+    records = data_of(lesson.task.name, lesson.task.splits["train"])
     training = {
         "base": train(
             lesson,
@@ -50,6 +54,7 @@ def run(config: LessonConfig, rundir: Path) -> int:
             lambda: init(base_config, jax.random.key(config.seed)),
             config.pretrain,
             stream_of(lesson, config.pretrain, task_share=0.0),
+            past=Past(data=(foundation,)),
         )
     }
     base = lesson.engine("base")
@@ -72,7 +77,8 @@ def run(config: LessonConfig, rundir: Path) -> int:
         ("last_block", lambda: base.params, config.last_block, last_blocks(base_config.depth)),
     ):
         stream = stream_of(lesson, settings, task_share=1.0)
-        training[name] = train(lesson, name, base_config, start_from, settings, stream, selection)
+        past = Past((("base", lesson.lineage("base")),), (records,))
+        training[name] = train(lesson, name, base_config, start_from, settings, stream, selection, past=past)
         results[name] = measured(lesson, name, lesson.engine(name), 0)
 
     teacher = lesson.engine("full")
@@ -94,9 +100,16 @@ def run(config: LessonConfig, rundir: Path) -> int:
         stream_of(lesson, config.distil, config.distil_task_share, written["records"]),
         STUDENT,
         loss_fn,
+        past=Past(
+            (("teacher", lesson.lineage("full")),),
+            (foundation, records, data_of("queries that the teacher wrote", written["records"])),
+            config.distil_objective,
+        ),
     )
-    stream = stream_of(lesson, config.distil, config.distil_task_share)
-    training["student_alone"] = train(lesson, "student_alone", student_config, student, config.distil, stream)
+    stream, past = stream_of(lesson, config.distil, config.distil_task_share), Past(data=(foundation, records))
+    training["student_alone"] = train(
+        lesson, "student_alone", student_config, student, config.distil, stream, past=past
+    )
     for name in ("distilled", "student_alone"):
         results[name] = measured(lesson, name, lesson.engine(name), 0)
     # A student's way begins with its teacher's.

@@ -12,6 +12,7 @@ from limbeck.inference.job import BulkRequest, run_bulk
 from limbeck.inference.lookup import lookup
 from limbeck.inference.requests import Generation, ScoreRequest, Scores
 from limbeck.inference.store import PredictionStore
+from limbeck.inference.stored import result_of
 from limbeck.model.files import disk_errors
 from limbeck.prompting.demonstrations import choose
 from limbeck.prompting.predict import make_requests, query_text, read_answer
@@ -42,7 +43,7 @@ def bulk_and_lookup(task: Task, engine: Engine, path: Path) -> dict[str, Any]:
         lookup_ms = median_ms(lambda pair: lookup(store, pair[0]), compared)
         online_ms = median_ms(lambda pair: serve(single, pair[1]), compared)
         same = [
-            read_answer(task, _result(lookup(store, query))) == read_answer(task, serve(single, request))
+            read_answer(task, _found(store, query)) == read_answer(task, serve(single, request))
             for query, request in compared
         ]
         coverage = sum(lookup(store, query) is not None for query in queries) / len(queries)
@@ -62,11 +63,12 @@ def bulk_and_lookup(task: Task, engine: Engine, path: Path) -> dict[str, Any]:
     }
 
 
-def _result(payload: dict[str, Any] | None) -> Generation | Scores:
+def _found(store: PredictionStore, query: str) -> Generation | Scores:
+    payload = lookup(store, query)
     assert payload is not None, "a query of the compared ones is not in the store"
-    if "text" in payload:
-        return Generation(payload["text"], tuple(payload["tokens"]), payload["logprob"], payload["stopped"])
-    return Scores(tuple(payload["logprobs"]), tuple(payload["lengths"]), tuple(payload.get("greedy", ())))
+    result = result_of(payload)
+    assert isinstance(result, Generation | Scores)
+    return result
 
 
 def ambiguity(task: Task, engine: Engine, shots: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from limbeck.model.flops import step_flops
 from limbeck.model.params import Params, count, nbytes
 from limbeck.model.peak import peak
 from limbeck.model.pretrained import load_pretrained
+from limbeck.model.pretrained.lineage import data_of
 from limbeck.tasks.probability_metrics import perplexity
 from limbeck.train.data import Rows, batches
 from limbeck.train.loop import Evaluation
@@ -97,6 +98,8 @@ def pretrained(config: PretrainingConfig, rundir: Path, taught: Taught | None = 
     for name, value in facts:
         print(f"{name:22} {value}", file=sys.stderr)
     evaluate = _evaluation(config, start, held_out, sources)
+    data = tuple(data_of(source.name, source.training) for source in sources)
+    start = start._replace(past=start.past._replace(data=data))
     if taught is not None:
         start, stream, loss_fn, teaching_flops = taught(start, mixture)
         per_step += teaching_flops

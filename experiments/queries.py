@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-from limbeck.experiments.asking import Asking, asking, record_of, result_of
+from limbeck.experiments.asking import Asking, asking, record_of
 from limbeck.experiments.prediction_config import PredictionConfig
 from limbeck.inference.agenda import BulkRequest
 from limbeck.inference.engine import Engine
@@ -16,6 +16,7 @@ from limbeck.inference.inputs import Line, identities, open_input, row_count, te
 from limbeck.inference.openai_batch import Defaults, answer_line, is_batch, read_line
 from limbeck.inference.requests import Sampling
 from limbeck.inference.store import PredictionStore
+from limbeck.inference.stored import result_of
 from limbeck.model.errors import UserError, one_of
 from limbeck.model.progress import progress
 from limbeck.prompting.config import PromptConfig

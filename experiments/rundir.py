@@ -69,6 +69,11 @@ def commit() -> str | None:
         return None
 
 
+def plain(config: Any) -> dict[str, Any]:
+    """Dotted names and what JSON makes of the values, as a config is written and compared with."""
+    return json.loads(json.dumps(flatten(config), default=str))
+
+
 def stage(rundir: Path, name: str, compute: Callable[[], Any]) -> Any:
     """The result (JSON) of a stage of a run, from `stages/<name>.json` if an earlier start got that far."""
     path = rundir / "stages" / f"{name}.json"
@@ -128,7 +133,7 @@ class MetricsLog:
 def _claim(workdir: Path, config: Any) -> None:
     """Writes config.json, or compares with the one that is there."""
     path = workdir / "config.json"
-    mine = _plain(config)
+    mine = plain(config)
     if not path.exists():
         write_atomic(path, json.dumps(mine, indent=2, ensure_ascii=False) + "\n")
         return
@@ -165,11 +170,6 @@ def _describe(workdir: Path, argv: Sequence[str]) -> None:
     write_atomic(path, json.dumps(now, indent=2) + "\n")
     if sha := commit():
         write_atomic(workdir / "commit", sha + "\n")
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """Dotted names and what JSON makes of the values, to compare with a config that was read back."""
-    return json.loads(json.dumps(flatten(config), default=str))
 
 
 def _git(*words: str) -> str:

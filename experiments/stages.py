@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.distill.teacher import without_teacher
+from limbeck.evaluation.energy import Meter
 from limbeck.evaluation.measure import measure
 from limbeck.experiments.lesson_config import LessonConfig
+from limbeck.experiments.origins import made_here, training_cost
 from limbeck.experiments.rundir import MetricsLog, cache_folder, stage
+from limbeck.experiments.start import Past
 from limbeck.inference.engine import Engine
 from limbeck.model.config import ModelConfig
 from limbeck.model.flops import step_flops
 from limbeck.model.params import Params, count, digest, join, merge
-from limbeck.model.pretrained import load_pretrained, save_pretrained
+from limbeck.model.pretrained import lineage_of, load_pretrained, save_pretrained
+from limbeck.model.pretrained.lineage import Lineage
 from limbeck.model.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from limbeck.prompting.config import PromptConfig
 from limbeck.tasks.sources import load_task
@@ -55,6 +59,11 @@ class Lesson:
         """The trained model of that name, ready to answer."""
         model = load_pretrained(self.folder / "models" / name)
         return Engine(model.config, model.params, self.tokenizer)
+
+    def lineage(self, name: str) -> Lineage:
+        """Where the trained model of that name comes from."""
+        folder = self.folder / "models" / name
+        return lineage_of(load_pretrained(folder), folder)
 
 
 def prepare(config: LessonConfig, rundir: Path) -> Lesson:
@@ -116,6 +125,8 @@ def train(
     stream: Stream,
     selection: Selection = Selection(),
     loss_fn: LossFn | None = None,
+    *,
+    past: Past,
 ) -> dict[str, Any]:
     """Trains and saves `models/<name>`; returns what the training cost and what it moved."""
 
@@ -124,29 +135,34 @@ def train(
         trainable, frozen = apply_selection(selection, params)
         print(f"{name}: {describe(trainable, frozen)}", file=sys.stderr)
         checkpoints = lesson.folder / "checkpoints" / name
-        fitted = fit(
-            loss_fn or token_loss(model),
-            params,
-            stream,
-            settings,
-            selection=selection,
-            seed=lesson.config.seed,
-            name=name,
-            checkpoints=checkpoints,
-            log=lesson.log,
-            example_name=stream.name,
-        )
+        with Meter() as meter:
+            fitted = fit(
+                loss_fn or token_loss(model),
+                params,
+                stream,
+                settings,
+                selection=selection,
+                seed=lesson.config.seed,
+                name=name,
+                checkpoints=checkpoints,
+                log=lesson.log,
+                example_name=stream.name,
+            )
         final = without_teacher(join(merge(fitted.trainable, fitted.frozen)))
-        save_pretrained(lesson.folder / "models" / name, model, final, lesson.tokenizer)
-        shutil.rmtree(checkpoints, ignore_errors=True)
         rows, length = stream(0)["tokens_BT"].shape
         per_step = step_flops(model, trainable, without_teacher(frozen), rows * length, length / 2)
+        cost = training_cost(meter, fitted.seconds, per_step * settings.steps)
+        made = {"parameters": count(final), "trained": count(trainable), "method": name, "cost": cost}
+        lineage = made_here(name, past, lesson.config, **made)
+        save_pretrained(lesson.folder / "models" / name, model, final, lesson.tokenizer, lineage=lineage)
+        shutil.rmtree(checkpoints, ignore_errors=True)
         by_leaf = moved(apply_selection(selection, params)[0], fitted.trainable)
         still = moved(without_teacher(frozen), without_teacher(fitted.frozen))
         return {
             "digest": digest(final),
             "params_trainable": count(trainable),
             "train_seconds": fitted.seconds,
+            "cost": cost,
             "optimizer_bytes": optimizer_bytes(make_optimizer(settings.optim, settings.steps), trainable),
             "flops_per_step": per_step,
             "train_flops": per_step * settings.steps,

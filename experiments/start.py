@@ -14,7 +14,8 @@ from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import Params
-from limbeck.model.pretrained import load_pretrained
+from limbeck.model.pretrained import lineage_of, load_pretrained
+from limbeck.model.pretrained.lineage import Data, Lineage, Role
 from limbeck.model.sizes import SIZES, UNROLLED, sized
 from limbeck.model.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from limbeck.model.transformer import init
@@ -26,14 +27,23 @@ from limbeck.train.methods import Ground, prepare
 from limbeck.train.select import Selection
 
 
+class Past(NamedTuple):
+    """What a model that is being made comes from: other models, data, and by which objective of a teacher."""
+
+    parents: tuple[tuple[Role, Lineage], ...] = ()
+    data: tuple[Data, ...] = ()
+    objective: str = ""
+
+
 class Start(NamedTuple):
-    """A model, its tokenizer, what of it is to train, and the paths of the leaves that a way of tuning added."""
+    """A model, its tokenizer, what of it is to train, the paths of the leaves that a way of tuning added, its past."""
 
     config: ModelConfig
     params: Params
     tokenizer: Tokenizer
     selection: Selection
     added: frozenset[str] = frozenset()
+    past: Past = Past()
 
 
 # What a teacher makes of a training on rows, each with its weight in the mixture: the model and what it needs beside
@@ -54,7 +64,8 @@ def begin(
         if loaded.tokenizer is None:
             raise UserError(f"{model} has no tokenizer: put its tokenizer.json into the folder")
         config = dataclasses.replace(loaded.config, scan=loaded.config.depth > UNROLLED)
-        return Start(config, loaded.params, loaded.tokenizer, Selection())
+        past = Past((("base", lineage_of(loaded, model)),))
+        return Start(config, loaded.params, loaded.tokenizer, Selection(), past=past)
     path = Path(tokenizer) if tokenizer else rundir / "tokenizer.json"
     if not tokenizer and not path.exists():
         train_bpe(texts, vocab_size).save(path)

@@ -22,7 +22,8 @@ from limbeck.distill.students.start import student_of, student_shape
 from limbeck.distill.teacher import distillation_loss, student_only, with_teacher
 from limbeck.experiments.answering import Setting
 from limbeck.experiments.distillation_config import TeachingConfig
-from limbeck.experiments.rundir import cache_folder, stage
+from limbeck.experiments.origins import own_lineage
+from limbeck.experiments.rundir import cache_folder, plain, stage
 from limbeck.experiments.start import Start, Taught
 from limbeck.inference.engine import Engine
 from limbeck.model.config import ModelConfig
@@ -30,6 +31,7 @@ from limbeck.model.errors import UserError
 from limbeck.model.flops import forward_flops
 from limbeck.model.params import count
 from limbeck.model.pretrained import save_pretrained
+from limbeck.model.pretrained.lineage import Lineage, Made, Origin, data_of, descended
 from limbeck.model.transformer import shapes
 from limbeck.prompting.predict import answer_tokens
 from limbeck.tasks.task import Record
@@ -39,6 +41,7 @@ from limbeck.train.examples import completions
 from limbeck.train.loss import Batch
 from limbeck.train.select import Selection
 
+_MADE: dict[str, Made] = {"random": "initialised", "layers": "cut", "pruned": "pruned"}
 _MEASURED = 8  # rows at least, in whole batches, on which what is pruned is found unimportant
 
 
@@ -52,7 +55,10 @@ def student_folder(
     def made() -> int:
         measured = batches(_MEASURED) if student.start == "pruned" else ()
         config, params = student_of(student, teacher.config, teacher.params, jax.random.key(seed), measured)
-        save_pretrained(folder / "start", config, params, teacher.tokenizer)
+        origin = Origin(f"{folder.name} start", _MADE[student.start], count(params), config=plain(student))
+        before: Lineage = () if student.start == "random" else own_lineage(teacher)
+        lineage = descended(origin, [("base", before)])
+        save_pretrained(folder / "start", config, params, teacher.tokenizer, lineage=lineage)
         return count(params)
 
     stage(folder, "start", made)
@@ -87,8 +93,14 @@ def taught_by(
         differ = start.tokenizer.digest != first.tokenizer.digest
         if differ:
             _check_across(config, at, len(teachers))
-        mixture = [(rows, 1.0) for rows in task_rows(config, fit, at, start, first, seed)] if at else []
-        mixture = mixture or list(sources)
+        past, mixture = start.past, list(sources)
+        if at is not None:
+            records = training_records(config, at, first, seed)
+            mixture = [(rows, 1.0) for rows in task_rows(config, fit, at, start, first, records, seed)] or mixture
+            if records is not at.task.splits["train"]:
+                past = past._replace(data=(data_of(f"{at.task.name}, as its teacher wrote it", records),))
+        taught_it = tuple(("teacher", own_lineage(teacher)) for teacher in teachers)
+        past = past._replace(parents=(*past.parents, *taught_it), objective=config.distil.objective)
         if config.distil.cache:
             ask = partial(_cached, config, fit, first, start.config.vocab_size, rundir, seed)
             mixture = [(ask(rows), weight) for rows, weight in mixture]
@@ -122,7 +134,7 @@ def taught_by(
             params = with_matchers
         if not config.distil.cache:
             params = with_teacher(params, [teacher.params for teacher in teachers], config.distil.teacher_base)
-        own = start._replace(params=params, selection=Selection(patterns))
+        own = start._replace(params=params, selection=Selection(patterns), past=past)
         return own, stream, loss_fn, _flops(config, fit, teachers, start)
 
     return taught
@@ -147,10 +159,15 @@ def _check_across(config: TeachingConfig, at: Setting | None, teachers: int) -> 
 
 
 def task_rows(
-    config: TeachingConfig, fit: FitConfig, at: Setting, start: Start, teacher: Start, seed: int
+    config: TeachingConfig,
+    fit: FitConfig,
+    at: Setting,
+    start: Start,
+    teacher: Start,
+    records: Sequence[Record],
+    seed: int,
 ) -> list[Rows]:
-    """The rows of a task where they are not those that tuning has; each a source of its own."""
-    records = _written(config, at, teacher, seed)
+    """The rows of a task's `training_records` where they are not those that tuning has; each a source of its own."""
     on_bad_row = at.config.on_bad_row
     sides = {"length": fit.length, "teacher_length": teacher.config.max_len, "on_bad_row": on_bad_row}
     if start.tokenizer.digest != teacher.tokenizer.digest:
@@ -176,8 +193,11 @@ def check_written(config: TeachingConfig, at: Setting) -> None:
         raise UserError(f"{named[0]} is of tasks that are answered in text: set head=False")
 
 
-def _written(config: TeachingConfig, at: Setting, teacher: Start, seed: int) -> Sequence[Record]:
-    """The training records, with what the teacher is to write: answers to them, queries of its own, reasons."""
+def training_records(config: TeachingConfig, at: Setting, teacher: Start, seed: int) -> Sequence[Record]:
+    """The training records, with what the teacher is to write: answers to them, queries of its own, reasons.
+
+    Where it is to write nothing they are the task's own.
+    """
     task, records = at.task, at.task.splits["train"]
     check_written(config, at)
     engine = Engine(teacher.config, teacher.params, teacher.tokenizer)

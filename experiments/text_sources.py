@@ -29,6 +29,7 @@ class Source(NamedTuple):
     """Documents or conversations of one origin, and what of them is held out."""
 
     kind: str  # "documents" or "conversations"
+    name: str
     training: list[str] | list[Messages]
     held_out: list[str] | list[Messages]
     places: dict[str, str]  # where each was read, by its text (of a conversation its JSON)
@@ -43,12 +44,13 @@ def read_sources(config: PretrainingConfig) -> list[Source]:
         found = read_texts(root / path, on_bad_row=config.on_bad_row)
         texts = [document.text for document in found.documents]
         places = {document.text: document.place for document in found.documents}
-        sources.append(Source("documents", *hold_out(texts, config.held_out), places, found.skipped))
+        sources.append(Source("documents", path, *hold_out(texts, config.held_out), places, found.skipped))
     for path, description in config.tasks:
         described = json.loads(description) if description else None
         task = load_task(root / path, description=described, on_bad_row=config.on_bad_row)
         places = {task.query(record): task.place(record) for record in task.splits["train"]}
-        sources.append(Source("documents", *hold_out(list(places), config.held_out), places, task.skipped))
+        parts = hold_out(list(places), config.held_out)
+        sources.append(Source("documents", f"queries of {path}", *parts, places, task.skipped))
     for path, description in config.solved:
         described = json.loads(description) if description else None
         task = load_task(root / path, description=described, on_bad_row=config.on_bad_row)
@@ -58,18 +60,18 @@ def read_sources(config: PretrainingConfig) -> list[Source]:
         untold |= _single_words(map(task.query, (*parts[1], *others)))
         training, held_out = (solved_texts(task, records, config.seed) for records in parts)
         places = {text: f"solved records of {path}" for text in (*training, *held_out)}
-        sources.append(Source("documents", training, held_out, places, task.skipped))
+        sources.append(Source("documents", f"solved records of {path}", training, held_out, places, task.skipped))
     for path in config.ruled:
         found = read_texts(root / path, on_bad_row=config.on_bad_row)
         words = words_of((document.text for document in found.documents), untold)
         training, held_out = (ruled_texts(part, config.seed) for part in by_content(words, str, config.held_out))
         places = {text: f"words of {path}" for text in (*training, *held_out)}
-        sources.append(Source("documents", training, held_out, places, found.skipped))
+        sources.append(Source("documents", f"words of {path}", training, held_out, places, found.skipped))
     for path in config.chats:
         read = read_chats(root / path, on_bad_row=config.on_bad_row)
         parts = by_content([chat.messages for chat in read.chats], json.dumps, config.held_out)
         places = {json.dumps(chat.messages): chat.place for chat in read.chats}
-        sources.append(Source("conversations", *parts, places, read.skipped))
+        sources.append(Source("conversations", path, *parts, places, read.skipped))
     return sources
 
 

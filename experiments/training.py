@@ -11,14 +11,18 @@ import jax
 
 from limbeck.distill.schedules import Named
 from limbeck.distill.teacher import without_teacher
+from limbeck.evaluation.energy import Meter
+from limbeck.experiments.origins import made_here, training_cost
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.rundir import stage
 from limbeck.experiments.start import Start, ground
 from limbeck.experiments.tracking import tracking
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.errors import UserError
-from limbeck.model.params import Params, join, merge
+from limbeck.model.files import write_atomic
+from limbeck.model.params import Params, count, join, merge
 from limbeck.model.pretrained import save_pretrained
+from limbeck.model.pretrained.lineage import LINEAGE
 from limbeck.train.config import FitConfig
 from limbeck.train.loop import Evaluation, fit
 from limbeck.train.loss import Batch, LossFn
@@ -49,7 +53,7 @@ def trained(
     """
 
     def compute() -> dict[str, Any]:
-        with tracking(rundir, config, config.wandb) as log:
+        with tracking(rundir, config, config.wandb) as log, Meter() as meter:
             fitted = fit(
                 loss_fn,
                 start.params,
@@ -67,13 +71,24 @@ def trained(
             )
         trainable, frozen = without_teacher(fitted.trainable), without_teacher(fitted.frozen)
         final = join(merge(trainable, frozen))
-        save_pretrained(rundir / "model", start.config, plain(final), start.tokenizer)
+        cost = training_cost(meter, fitted.seconds, flops_per_step * fitted.steps)
+        lineage = made_here(
+            rundir.name,
+            start.past,
+            config,
+            parameters=count(plain(final)),
+            trained=count(trainable),
+            method=config.tuning,
+            cost=cost,
+        )
+        save_pretrained(rundir / "model", start.config, plain(final), start.tokenizer, lineage=lineage)
         if frozen:
-            _save_adapter(config, again, final, list(trainable), rundir / "adapter")
+            _save_adapter(config, again, final, list(trainable), rundir)
         return {
             "curve": fitted.curve,
             "evaluations": fitted.evaluations,
             "train_seconds": fitted.seconds,
+            "cost": cost,
             "skipped": fitted.skipped,
         }
 
@@ -85,7 +100,7 @@ def _save_adapter(
     again: Callable[[], Start],
     tuned: Params,
     trained: Sequence[str],
-    folder: Path,
+    rundir: Path,
 ) -> None:
     """Writes what was tuned in PEFT's format, where that can say it.
 
@@ -96,10 +111,13 @@ def _save_adapter(
         return
     start = again()
     whole = with_trained(with_added(config.tuning, ground(start, config)), tuned, trained)
+    folder = rundir / "adapter"
     try:
         save_adapter(folder, start.config, start.params, whole, base_name=config.model)
     except UserError as reason:
         print(f"no adapter folder beside the model: {reason}", file=sys.stderr)
+        return
+    write_atomic(folder / LINEAGE, (rundir / "model" / LINEAGE).read_text(encoding="utf-8"))
 
 
 def cost_of_step(

@@ -29,6 +29,7 @@ from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.flops import step_flops
 from limbeck.model.params import count, nbytes
 from limbeck.model.pretrained import load_pretrained
+from limbeck.model.pretrained.lineage import data_of
 from limbeck.tasks.task import Task
 from limbeck.train.data import batches
 from limbeck.train.select import apply_selection, describe, table
@@ -87,6 +88,8 @@ def tuned(config: TuningConfig, rundir: Path, taught: Taught | None = None, task
         start.config, trainable, frozen, config.fit.batch_size * config.fit.length, config.fit.length / 2
     )
     evaluate = evaluation(at, start)
+    data = data_of(at.task.name, at.task.splits["train"])
+    start = start._replace(past=start.past._replace(data=(data,)))
     if taught is not None:
         start, stream, loss_fn, teaching_flops = taught(start, [(rows, 1.0)])
         per_step += teaching_flops

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from limbeck.distill.rows.transfer_set import generations
 from limbeck.inference.engine import Engine
 from limbeck.inference.job import BulkRequest
-from limbeck.inference.requests import GenerateRequest, Sampling
+from limbeck.inference.requests import GenerateRequest, Generation, Sampling
+from limbeck.inference.stored import stored_results
 from limbeck.model.errors import UserError, nearest
 from limbeck.model.tokenizer import Tokenizer
 from limbeck.model.tokenizer.join import joined
@@ -76,9 +76,9 @@ def written_rationales(
     for record in records:
         ids = teacher.tokenizer.prompt(task.prompt(record) + task.target(record) + ask)
         asked.append(BulkRequest(query_text(task, record), GenerateRequest(tuple(ids), sampling, stop)))
-    written = generations(teacher, asked, store)
+    written = stored_results(teacher, asked, store)
     return [
         {**record, field: generation.text.strip()}
         for record, generation in zip(records, written, strict=True)
-        if generation and generation.stopped and generation.text.strip()
+        if isinstance(generation, Generation) and generation.stopped and generation.text.strip()
     ]

@@ -2,15 +2,13 @@
 
 import contextlib
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 from limbeck.inference.engine import Engine
-from limbeck.inference.job import BulkRequest, run_bulk
-from limbeck.inference.key import prediction_key
-from limbeck.inference.requests import GenerateRequest, Generation, Sampling
-from limbeck.inference.store import PredictionStore
+from limbeck.inference.job import BulkRequest
+from limbeck.inference.requests import GenerateRequest, Generation, Result, Sampling
+from limbeck.inference.stored import stored_results
 from limbeck.model.errors import UserError
 from limbeck.model.progress import progress
 from limbeck.prompting.predict import make_requests, predict, query_text, read_answer
@@ -62,7 +60,7 @@ def answered(task: Task, teacher: Engine, records: Sequence[Record]) -> list[Rec
         answers = predict(task, teacher, records).answers if records else ()
         return [{**record, task.answer_field: answer} for record, answer in zip(records, answers, strict=True)]
     requests = _requests(task, teacher, records)
-    written: list[Generation | None] = []
+    written: list[Generation] = []
     with progress("answers", len(requests), "record") as advance:
         for start in range(0, len(requests), _BATCH):
             portion = requests[start : start + _BATCH]
@@ -103,36 +101,18 @@ def sampled(
         for sample in range(samples):
             asked.append(BulkRequest(query_text(task, record), replace(request, sampling=sampling, sample=sample)))
             drawn.append({**record, "id": f"{record['id']}/{sample}"})
-    return _ended(task, drawn, generations(teacher, asked, store))
-
-
-def generations(
-    teacher: Engine, requests: Sequence[BulkRequest], store: str | os.PathLike[str]
-) -> list[Generation | None]:
-    """What the teacher writes, in order: from the prediction store of that path, or now, in bulk, and kept there.
-
-    None for a request that it refuses, which is said on stderr. Raises UserError where the store is another model's or
-    cannot be written.
-    """
-    digests = {"weights": teacher.weights_digest, "tokenizer": teacher.tokenizer_digest, "dtype": teacher.dtype}
-    with PredictionStore(store) as opened:
-        run_bulk(teacher, requests, opened)
-        found = [opened.get(prediction_key(row.request, **digests)) for row in requests]
-        refused = opened.failures()
-    if None in found and refused:
-        print(f"note: {found.count(None)} of {len(found)} texts were refused: {refused[0]['reason']}", file=sys.stderr)
-    return [Generation(**{**each, "tokens": tuple(each["tokens"])}) if each else None for each in found]
+    return _ended(task, drawn, stored_results(teacher, asked, store))
 
 
 def _requests(task: Task, teacher: Engine, records: Sequence[Record]) -> list[GenerateRequest]:
     return [each for each in make_requests(task, teacher, records)[0] if isinstance(each, GenerateRequest)]
 
 
-def _ended(task: Task, records: Sequence[Record], written: Sequence[Generation | None]) -> list[Record]:
+def _ended(task: Task, records: Sequence[Record], written: Sequence[Result | None]) -> list[Record]:
     """The records with what was written as their answers, where that is an answer and has an end."""
     kept = []
     for record, generation in zip(records, written, strict=True):
-        answer = read_answer(task, generation) if generation and generation.stopped else ""
+        answer = read_answer(task, generation) if isinstance(generation, Generation) and generation.stopped else ""
         with contextlib.suppress(UserError):
             check_answer(answer, task.place(record), task.kind, task.options, task.template.separator)
             if answer:

@@ -18,6 +18,8 @@ from limbeck.evaluation.bias.rows import BiasRow, row
 from limbeck.evaluation.bias.scored import Model, sentence_logprobs
 from limbeck.tasks.world import OCCUPATION_PRONOUNS, PRONOUN_SENTENCES
 
+CAVEATS = "Two pronouns in one language, in a few frames: no more than that was asked."
+
 
 @dataclass(frozen=True)
 class Pair:

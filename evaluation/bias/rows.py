@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from limbeck.evaluation.bias import group_statistics
 from limbeck.tasks.intervals import bootstrap, mcnemar, wilson
 
 
@@ -166,8 +167,30 @@ def _perplexity(items_RN2: np.ndarray) -> np.ndarray:
     return np.exp(nll_R / tokens_R)
 
 
+def _bias_score(items_RN3: np.ndarray) -> np.ndarray:
+    weight_R, biased_R, known_R = np.moveaxis(items_RN3.sum(axis=1), -1, 0)
+    share_R = np.divide(biased_R, known_R, out=np.full_like(biased_R, 0.5), where=known_R > 0)
+    return weight_R / items_RN3.shape[1] * (2 * share_R - 1)
+
+
+def _difference_of_groups(items_RN2: np.ndarray) -> np.ndarray:
+    inside_RN, value_RN = np.moveaxis(items_RN2, -1, 0)
+    means = [(of_RN * value_RN).sum(axis=1) / np.maximum(of_RN.sum(axis=1), 1) for of_RN in (inside_RN, 1 - inside_RN)]
+    return means[0] - means[1]
+
+
 STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": _mean,
     "correlation": _pearson,  # of items (x, y)
     "perplexity": _perplexity,  # of items (negative log-likelihood in nats, tokens)
+    "bias_score": _bias_score,  # of items (weight, 1 if biased, 1 if biased or the opposite): BBQ's equations
+    "difference": _difference_of_groups,  # of items (1 in the first group or 0, number): mean of the first - the other
+    "rate_gap": group_statistics.rate_gap,
+    "lowest_rate": group_statistics.lowest_rate,
+    "tpr_gap": group_statistics.tpr_gap,
+    "fpr_gap": group_statistics.fpr_gap,
+    "calibration": group_statistics.calibration,
+    "calibration_gap": group_statistics.calibration_gap,
+    "first_share": group_statistics.first_share,
+    "total_variation": group_statistics.total_variation,
 }

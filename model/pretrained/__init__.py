@@ -3,10 +3,21 @@
 from limbeck.model.pretrained.folder import (
     Leaf,
     Pretrained,
+    add_to_card,
     describe,
+    lineage_of,
     load_pretrained,
     save_pretrained,
     to_published,
 )
 
-__all__ = ["Leaf", "Pretrained", "describe", "load_pretrained", "save_pretrained", "to_published"]
+__all__ = [
+    "Leaf",
+    "Pretrained",
+    "add_to_card",
+    "describe",
+    "lineage_of",
+    "load_pretrained",
+    "save_pretrained",
+    "to_published",
+]

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +22,12 @@ from limbeck.model.chosen import has_chosen
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError, one_of
 from limbeck.model.files import disk_errors, sha256_file, write_atomic
-from limbeck.model.params import Params, digest, join
+from limbeck.model.params import Params, count, digest, join
+from limbeck.model.pretrained.card import Result, Table, drop_card, write_card
 from limbeck.model.pretrained.config_json import TOKENIZER_KEYS, read_config, write_config, write_own
 from limbeck.model.pretrained.families import FAMILIES, Json
 from limbeck.model.pretrained.layout import Sharding, Source, leaf_shape, locate, read_leaf, tensors
+from limbeck.model.pretrained.lineage import LINEAGE, Lineage, Origin, read_lineage, to_json
 from limbeck.model.pretrained.llama2c import load_llama2c
 from limbeck.model.pretrained.stored_tensor import StoredTensor
 from limbeck.model.pretrained.weight_files import Unsaved, open_weights, save_weights
@@ -44,13 +46,14 @@ class Pretrained(NamedTuple):
     """A model as it comes from disk.
 
     `tokenizer` is None where the folder has none; `digest` is that of the parameters where the folder's manifest
-    vouches for it, so that it need not be worked out again.
+    vouches for it, so that it need not be worked out again. `lineage` is empty where the folder tells none.
     """
 
     config: ModelConfig
     params: Params
     tokenizer: Tokenizer | None
     digest: str | None = None
+    lineage: Lineage = ()
 
 
 def load_pretrained(
@@ -80,7 +83,16 @@ def load_pretrained(
     config = dataclasses.replace(config, dtype=dtype or config.dtype)
     tokenizer = load_tokenizer(folder) if any((folder / name).is_file() for name in VOCABULARIES) else None
     _check_tokenizer(config, tokenizer, folder)
-    return Pretrained(config, params, tokenizer, None if dtype else known_digest)
+    told = folder / LINEAGE
+    lineage = read_lineage(told.read_text(encoding="utf-8", errors="replace"), str(told)) if told.is_file() else ()
+    return Pretrained(config, params, tokenizer, None if dtype else known_digest, lineage)
+
+
+def lineage_of(model: Pretrained, path: str | os.PathLike[str]) -> Lineage:
+    """The lineage that a model brings along; of one that brings none, that it was found at `path`, and its digest."""
+    if model.lineage:
+        return model.lineage
+    return (Origin(Path(path).resolve().name, "found", count(model.params), model.digest or digest(model.params)),)
 
 
 def save_pretrained(
@@ -89,13 +101,16 @@ def save_pretrained(
     params: Mapping[str, jax.Array],
     tokenizer: Tokenizer | None = None,
     *,
+    lineage: Lineage = (),
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes a model folder in the names of `config.family`, or of the first family that can say what the model is.
 
     Other programs load such a folder. A model that no family can say (or one with adapters beside its kernels) is
     written with our own names, for `load_pretrained` alone. The weights are one file, or shards above
-    `max_shard_bytes`; the manifest comes last. Raises UserError on a full disk or a place that cannot be written.
+    `max_shard_bytes`; the manifest comes last. With a `lineage`, which `descended` makes and in which the model's own
+    digest need not be known, the folder tells where it comes from, and has a model card (see `card.py`). Raises
+    UserError on a full disk or a place that cannot be written.
     """
     folder = Path(path)
     params = join(params)
@@ -103,15 +118,37 @@ def save_pretrained(
     described, tensors = _to_be_written(config, params)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (_MANIFEST, _CONFIG):  # without them the folder is no model until it is whole
+        for name in (_MANIFEST, _CONFIG, LINEAGE):  # without them the folder is no model until it is whole
             (folder / name).unlink(missing_ok=True)
+        drop_card(folder)
     names = save_weights(folder, tensors, max_shard_bytes)
     names += tokenizer.save_folder(folder) if tokenizer else []
     # Said even where there is none: what a family takes an absent id to be may lie outside of this vocabulary.
     described |= {key: getattr(tokenizer, key.replace("_token", ""), None) for key in TOKENIZER_KEYS}
     write_atomic(folder / _CONFIG, json.dumps(described, indent=2))
+    weights = digest(params)
+    if lineage:
+        lineage = (dataclasses.replace(lineage[0], digest=weights), *lineage[1:])
+        write_atomic(folder / LINEAGE, to_json(lineage))
+        write_card(folder, config, lineage)
+        names = [*names, LINEAGE]
     manifest = {name: sha256_file(folder / name) for name in [*names, _CONFIG]}
-    write_atomic(folder / _MANIFEST, json.dumps({"files": manifest, "weights": digest(params)}, indent=2))
+    write_atomic(folder / _MANIFEST, json.dumps({"files": manifest, "weights": weights}, indent=2))
+
+
+def add_to_card(
+    path: str | os.PathLike[str], sections: Mapping[str, Sequence[Table]], results: Sequence[Result] = ()
+) -> Path | None:
+    """Tells on a model's card what was measured of it; the path of the card, None for a folder that tells no lineage.
+
+    See `card.write_card`; what the card told before of other sections stays.
+    """
+    folder = Path(path)
+    told = folder / LINEAGE
+    if not told.is_file():
+        return None
+    lineage = read_lineage(told.read_text(encoding="utf-8", errors="replace"), str(told))
+    return write_card(folder, describe(folder)[0], lineage, sections, results)
 
 
 def to_published(config: ModelConfig, params: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:

@@ -1,13 +1,29 @@
-"""The meter on a made-up powercap folder and a made-up NVML: no machine's own counters are needed."""
+"""The meter on a made-up powercap folder and a made-up NVML: no machine's own counters are needed; and estimates."""
 
+import json
+import math
 import os
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 
-from limbeck.evaluation.energy import Meter
+from limbeck.evaluation.energy import (
+    BOARD_WATTS,
+    CORE_WATTS,
+    WORLD,
+    Energy,
+    Meter,
+    emissions,
+    estimated,
+    footprint,
+    per_thousand,
+    spent,
+    told,
+)
+from limbeck.model.errors import UserError
 
 
 class FakeNvmlError(Exception):
@@ -152,3 +168,148 @@ def test_an_error_inside_passes_through(powercap):
     with pytest.raises(KeyError), Meter(powercap) as meter:
         raise KeyError
     assert meter.joules == 0
+
+
+# What cores were busy
+
+
+def spin(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_cpu_seconds_are_those_of_all_threads_and_not_those_of_waiting(powercap):
+    with Meter(powercap) as waiting:
+        time.sleep(0.1)
+    with Meter(powercap) as busy:
+        threads = [threading.Thread(target=spin, args=(0.1,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert waiting.seconds >= 0.1 and waiting.cpu_seconds < 0.05
+    assert 0.1 <= busy.cpu_seconds < 0.5
+
+
+# Estimates
+
+
+def test_cores_and_accelerators_add_up():
+    assert estimated(50.0, cores=2) == Energy(1200.0, "estimate: 2 cores at 12 W (Green Algorithms)")
+    assert estimated(10, cores=0.5) == Energy(60, "estimate: 0.5 cores at 12 W (Green Algorithms)")
+    assert estimated(1, cores=128).source == "estimate: 128 cores at 12 W (Green Algorithms)"
+    energy = estimated(10, cores=1, accelerators=["Tesla T4", "Tesla T4"])
+    assert energy.joules == 10 * (12 + 70 + 70)
+    assert energy.source == "estimate: 1 core at 12 W (Green Algorithms), Tesla T4 at 70 W, Tesla T4 at 70 W"
+    assert estimated(0, cores=3).joules == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "watts"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 400),
+        ("NVIDIA A100-SXM4-40GB", 400),
+        ("NVIDIA A100 80GB PCIe", 300),
+        ("NVIDIA H100 80GB HBM3", 700),
+        ("NVIDIA H200", 700),
+        ("NVIDIA H200 NVL", 600),
+        ("NVIDIA L4", 72),
+        ("Tesla V100-SXM2-16GB", 300),
+    ],
+)
+def test_a_device_is_known_by_its_name(kind, watts):
+    assert estimated(1, cores=0, accelerators=[kind]).joules == watts
+
+
+@pytest.mark.parametrize("kind", ["NVIDIA L40", "NVIDIA A10G", "NVIDIA A100X", "TPU v9", "NVIDIA H100", "", "T4"])
+def test_a_stranger_has_no_invented_power(kind):
+    energy = estimated(10, cores=2, accelerators=["Tesla T4", kind])
+    assert energy == Energy(None, f"unknown: no meter, and no power is known for {kind!r}")
+    assert per_thousand(energy) == energy
+    assert told(energy) == f"energy {energy.source}"
+
+
+def test_the_meter_wins_over_the_estimate(powercap):
+    with Meter(powercap) as meter:
+        set_uj(powercap, "intel-rapl:0", 507_000_000)
+        spin(0.02)
+    assert spent(meter) == Energy(pytest.approx(7.0), "measured: rapl")
+    assert spent(meter, accelerators=["Tesla T4"]).source == "measured: rapl, without Tesla T4"
+    assert footprint(meter)["joules_source"] == "measured: rapl"
+
+
+def test_gpus_that_were_measured_are_not_missing(powercap, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", nvml([[1000], [3500]]))
+    with Meter(powercap) as meter:
+        pass
+    assert spent(meter, accelerators=["Tesla T4"]) == Energy(pytest.approx(2.5), "measured: rapl+nvml")
+
+
+def test_without_a_meter_the_cpu_seconds_count_and_nothing_is_called_measured(tmp_path):
+    with Meter(tmp_path) as meter:
+        spin(0.1)
+        time.sleep(0.1)
+    energy = spent(meter)
+    assert meter.joules is None and meter.source is None
+    assert energy.joules == pytest.approx(meter.cpu_seconds * CORE_WATTS)
+    assert energy.source.startswith("estimate: ") and "cores at 12 W" in energy.source
+    assert "measured" not in told(energy)
+    assert spent(meter, accelerators=["Tesla T4"]).joules == pytest.approx(energy.joules + 70 * meter.seconds)
+    assert spent(Meter(tmp_path)) == Energy(0.0, "estimate: 0 cores at 12 W (Green Algorithms)")  # that never ran
+
+
+# What it comes to
+
+
+def test_emissions_of_a_kilowatt_hour_are_the_intensity():
+    assert emissions(3.6e6) == WORLD == 473
+    assert emissions(7200, 50) == pytest.approx(0.1)
+    assert emissions(0) == 0
+
+
+def test_a_thousand_predictions():
+    assert per_thousand(Energy(0.8, "measured: rapl")) == Energy(800, "measured: rapl")
+    assert per_thousand(Energy(74, "estimate: x"), 37) == Energy(2000, "estimate: x")
+    with pytest.raises(UserError, match="predictions=0: must be at least 1"):
+        per_thousand(Energy(1, "measured: rapl"), 0)
+
+
+def test_told_in_one_line():
+    assert told(estimated(33.3, cores=2)) == (
+        "799 J (estimate: 2 cores at 12 W (Green Algorithms)), 105 mg CO2e at 473 g/kWh"
+    )
+    assert told(Energy(7.2e6, "measured: rapl"), 50) == "7.2 MJ (measured: rapl), 100 g CO2e at 50 g/kWh"
+
+
+def test_the_record_that_is_stored(tmp_path, powercap):
+    with Meter(powercap) as meter:
+        set_uj(powercap, "intel-rapl:0", 572_000_000)
+    record = footprint(meter, 2e12, grams_per_kwh=50)
+    assert record == {
+        "seconds": meter.seconds,
+        "cpu_seconds": meter.cpu_seconds,
+        "flops": 2e12,
+        "joules": pytest.approx(72),
+        "joules_source": "measured: rapl",
+        "grams_co2e": pytest.approx(0.001),
+        "grams_per_kwh": 50,
+    }
+    with Meter(tmp_path / "none") as meter:
+        pass
+    unknown = footprint(meter, accelerators=["a stranger"])
+    assert unknown["joules"] is unknown["grams_co2e"] is unknown["flops"] is None
+    assert unknown["joules_source"].startswith("unknown: ") and unknown["grams_per_kwh"] == WORLD
+    assert json.loads(json.dumps(record)) and json.loads(json.dumps(unknown))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "cores", "says"), [(-1, 1, "seconds=-1"), (1, -0.5, "cores=-0.5"), (1, math.nan, "cores=nan")]
+)
+def test_mistakes_are_one_line(seconds, cores, says):
+    with pytest.raises(UserError, match=says):
+        estimated(seconds, cores=cores)
+
+
+def test_powers_are_those_of_boards():
+    assert all(50 < watts < 1500 for watts in BOARD_WATTS.values())

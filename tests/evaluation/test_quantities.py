@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limbeck.evaluation.quantities import compact, duration, one_line, printable, quantity, with_interval
+from limbeck.evaluation.quantities import compact, duration, printable, quantity, with_interval
 
 FACTOR = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 
@@ -56,12 +56,6 @@ def test_interval():
 def test_compact_is_one_line_of_words():
     value = {"a": [1, 0.123456], "b": True, "c": None, "d": "x"}
     assert compact(value) == "{a: [1, 0.1235], b: yes, c: not measured, d: x}"
-
-
-def test_one_line_drops_what_a_terminal_obeys_and_keeps_what_persian_needs():
-    assert one_line("a\x1b[31m\nb\x07") == "a [31m b"
-    assert one_line("می\u200cخواهم") == "می\u200cخواهم"
-    assert one_line("abcdef", 4) == "abc…"
 
 
 def test_printable_text_keeps_its_lines_and_commands_nothing():

@@ -13,7 +13,7 @@ from limbeck.experiments.answering import Setting
 from limbeck.experiments.cli import main
 from limbeck.experiments.distillation_config import TeachingConfig
 from limbeck.experiments.start import Start
-from limbeck.experiments.teaching import task_rows
+from limbeck.experiments.teaching import task_rows, training_records
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
@@ -111,7 +111,8 @@ def test_reasons_and_queries_of_the_teacher_are_rows_to_learn_from(data, tmp_pat
     fit = FitConfig(3, length=48)
 
     def tokens(**fields):
-        rows = task_rows(TeachingConfig(**fields), fit, at, start, start, 0)
+        config = TeachingConfig(**fields)
+        rows = task_rows(config, fit, at, start, start, training_records(config, at, start, 0), 0)
         return sum(int((group["weights_BT"] > 0).sum()) for part in rows for group in part.groups)
 
     answers = completions(task, task.splits["train"], start.tokenizer)

@@ -1,0 +1,73 @@
+"""Bias rows and differences as a reader sees them: a table for each set of items, a column for each model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from limbeck.evaluation.quantities import with_interval
+from limbeck.model.pretrained.card import Table
+
+_UNTOLD = "n.d.: not distinguishable from the ideal."
+_DIGITS = 3
+
+
+def bias_tables(
+    rows: Sequence[Mapping[str, Any]],
+    differences: Sequence[Mapping[str, Any]] = (),
+    caveats: Mapping[str, str] | None = None,
+) -> list[Table]:
+    """Tables of what `rows.told` told; `caveats` by the name of the set of items ("set" of a row, "" without one)."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    tables = []
+    for name in dict.fromkeys(row.get("set", "") for row in rows):
+        of_set = [row for row in rows if row.get("set", "") == name]
+        found: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+        for row in of_set:
+            found.setdefault((row["probe"], row.get("group", "")), {})[row["model"]] = row
+        lines = [_line(probe, group, by_model, models) for (probe, group), by_model in found.items()]
+        perplexity = {row["model"]: row["perplexity"] for row in of_set if row.get("perplexity") is not None}
+        if perplexity:
+            lines.append(["perplexity", "", "", "", *(_figure(perplexity.get(model)) for model in models)])
+        untold = _UNTOLD if any("n.d." in cell for line in lines for cell in line) else ""
+        note = " ".join(filter(None, (untold, (caveats or {}).get(name, ""))))
+        tables.append(Table(name or "Bias probes", ["probe", "of", "n", "ideal", *models], lines, note))
+    return tables + _changes(differences)
+
+
+def _line(probe: str, group: str, by_model: Mapping[str, Mapping[str, Any]], models: Sequence[str]) -> list[str]:
+    first = next(iter(by_model.values()))
+    ideal = "" if first.get("ideal") is None else f"{first['ideal']:.3g}"
+    return [probe, group, str(first.get("n", "–")), ideal, *(_cell(by_model.get(model)) for model in models)]
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None or row.get("value") is None:
+        return "–"
+    mark = " n.d." if str(row.get("note", "")).startswith("not distinguishable") else ""
+    return with_interval(row["value"], row.get("ci95"), _DIGITS) + mark
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _changes(differences: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """What changed from model to model, where it can be told from no change."""
+    seen = [each for each in differences if each["note"] != "not distinguishable"]
+    lines = [
+        [
+            f"{each['before']} → {each['after']}",
+            each["probe"],
+            each.get("group", ""),
+            str(each["n"]),
+            with_interval(each["value"], each["ci95"], _DIGITS),
+            "" if each.get("flips_p") is None else f"{each['flips_p']:.2g}",
+            each["note"],
+        ]
+        for each in seen
+    ]
+    note = (
+        f"{len(differences) - len(seen)} of {len(differences)} paired differences are not distinguishable from none "
+        "and are left out. p is McNemar's, of the items that flipped. Of twenty true zeros one is shown by chance."
+    )
+    header = ["from → to", "probe", "of", "n", "change", "p", "the later model is"]
+    return [Table("What changed", header, lines, note)] if differences else []

@@ -1,0 +1,109 @@
+"""Copies within the training set and leaks of held-out sets into it, told by the places of records."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from limbeck.evaluation.data_audit.duplicates import THRESHOLD, Groups, exact_groups, extra
+from limbeck.evaluation.data_audit.items import Item
+from limbeck.evaluation.data_audit.labels import told
+from limbeck.evaluation.data_audit.overlap import covered, same_texts
+from limbeck.tasks.intervals import share
+
+Splits = Mapping[str, Sequence[Item]]  # "train" first; every other is held out
+
+
+def told_copies(splits: Splits, near: Groups, shown: int) -> dict[str, Any]:
+    """{"exact", "near"} of each split, the largest groups first, and {"contradictions"}: equal texts, other answers.
+
+    `near` are the groups of similar texts over all splits, one after the other. Each has "groups", and "extra", how
+    many records could go so that one of each group stays; "where" lists places of the largest groups.
+    """
+    found = {}
+    for split, (items, groups) in _within(splits, near).items():
+        exact = exact_groups([item.text for item in items])
+        differing = [group for group in exact if len({items[i].answer for i in group}) > 1]
+        found[split] = {
+            "exact": _told_groups(exact, items, shown),
+            "contradictions": {**_told_groups(differing, items, shown), "records": sum(map(len, differing))},
+            "near": {"threshold": THRESHOLD, **_told_groups(groups, items, shown)},
+        }
+    return found
+
+
+def told_overlap(splits: Splits, near: Groups, ngram: int, shown: int) -> dict[str, Any]:
+    """Of each held-out split what stands in the training set: whole, nearly, as `ngram` words in a row.
+
+    "exact" are the same texts, and "other_answer" those of them with another answer there; "near" are similar to one
+    of training, the same ones left out; "ngram" of records with at least `ngram` words those with any n-gram there, and
+    the mean share of n-grams; "short" of the other records those whose whole text stands inside a training text, which
+    a few words may do by chance.
+    """
+    train = splits["train"]
+    starts = np.cumsum([0, *(len(items) for items in splits.values())]).tolist()
+    found = {}
+    for (split, items), start in zip(splits.items(), starts, strict=False):
+        if split == "train" or not train:
+            continue
+        same = same_texts([item.text for item in train], [item.text for item in items])
+        other = [(i, j) for i, j in same if items[i].answer != train[j].answer]
+        similar = _similar(near, len(train), start, start + len(items), {i for i, _ in same})
+        leak = covered([item.written for item in train], [item.text for item in items], ngram)
+        long_N, met_N = ~leak.short_N, leak.share_N > 0
+        short_N = leak.short_N & ~np.isnan(leak.share_N)
+        order = sorted(np.flatnonzero(long_N & met_N).tolist(), key=lambda i: (-leak.share_N[i], i))
+        source = leak.source_N.tolist()
+        found[split] = {
+            "records": len(items),
+            "exact": {**_rate(len(same), len(items)), "where": _told_pairs(same, items, train, shown)},
+            "other_answer": {"count": len(other), "where": _told_pairs(other, items, train, shown)},
+            "near": {**_rate(len(similar), len(items)), "where": _told_pairs(similar, items, train, shown)},
+            "ngram": {
+                "words": ngram,
+                **_rate(int((long_N & met_N).sum()), int(long_N.sum())),
+                "mean_covered": float(leak.share_N[long_N].mean()) if long_N.any() else None,
+                "where": [
+                    {**pair, "covered": float(leak.share_N[i])}
+                    for i, pair in zip(
+                        order, _told_pairs([(i, source[i]) for i in order], items, train, shown), strict=False
+                    )
+                ],
+            },
+            "short": _rate(int((short_N & (leak.share_N == 1)).sum()), int(short_N.sum())),
+        }
+    return found
+
+
+def _within(splits: Splits, near: Groups) -> dict[str, tuple[Sequence[Item], Groups]]:
+    """The items of each split, and the part of the groups that is in it, by its own indices."""
+    found, start = {}, 0
+    for split, items in splits.items():
+        parts = [tuple(i - start for i in group if 0 <= i - start < len(items)) for group in near]
+        found[split] = items, [part for part in parts if len(part) > 1]
+        start += len(items)
+    return found
+
+
+def _similar(near: Groups, train: int, start: int, stop: int, same: set[int]) -> list[tuple[int, int]]:
+    """(held out, training) for each held-out text between start and stop in a group with a training text."""
+    pairs = [(i - start, group[0]) for group in near if group[0] < train for i in group if start <= i < stop]
+    return sorted(pair for pair in pairs if pair[0] not in same)
+
+
+def _told_groups(groups: Groups, items: Sequence[Item], shown: int) -> dict[str, Any]:
+    largest = sorted(groups, key=lambda group: (-len(group), group))
+    where = [
+        {"records": len(group), "places": [items[i].place for i in group[:shown]]} for group in largest[:shown]
+    ]
+    return {"groups": len(groups), "extra": extra(groups), "where": where}
+
+
+def _told_pairs(
+    pairs: Sequence[tuple[int, int]], items: Sequence[Item], train: Sequence[Item], shown: int
+) -> list[dict[str, Any]]:
+    return [{"place": items[i].place, "source": train[j].place} for i, j in pairs[:shown]]
+
+
+def _rate(hits: int, n: int) -> dict[str, Any]:
+    return {"count": hits, "share": told(share(np.arange(n) < hits)) if n else None}

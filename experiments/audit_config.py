@@ -1,0 +1,40 @@
+"""What an audit reads from an experiment file or the command line; jax-free."""
+
+import dataclasses
+from typing import Literal, get_args
+
+from limbeck.model.errors import UserError, one_of
+
+Dtype = Literal["", "float32", "bfloat16", "float16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditConfig:
+    """What is audited, models or one set of data, and by what; what is not given is left out and said to be."""
+
+    what: tuple[str, ...] = ()  # models (folders or files), related ones are compared; or one task or text
+    pairs: str = ""  # sentence pairs in the form of CrowS-Pairs: .jsonl, .csv
+    questions: str = ""  # questions in the form of BBQ: .jsonl
+    winobias: str = ""  # the folder of WinoBias
+    occupations: str = ""  # a table: occupation, share of women
+    task: str = ""  # for groups and counterfactuals; of data: what a task.json beside it would not say
+    description: str = ""  # what a task.json says, in JSON, for data that has none
+    split: str = "test"  # of the task
+    shots: int = 0  # solved examples in its prompts
+    swaps: tuple[str, ...] = ()  # files of words to swap, two a line; empty: the built-in list
+    words: str = ""  # a table of words by which groups are named; empty: the built-in one
+    generations: int = 8  # texts to each built-in beginning, for who is spoken of; 0: none
+    training: str = ""  # texts that the models were trained on, for what can be extracted
+    held_out: str = ""  # texts like them that they were not trained on; also of data: what must not be in it
+    limit: int = 0  # items of each set, and texts; 0: all
+    dtype: Dtype = ""  # empty: as stored
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        one_of("dtype", self.dtype, get_args(Dtype))
+        for name, least in (("shots", 0), ("generations", 0), ("limit", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)}: at least {least}")
+        if self.training and not self.held_out:
+            raise UserError(f"training={self.training!r}: name held_out too, texts like these that were not trained on")

@@ -1,0 +1,188 @@
+"""What an audit asks of a model: each set of items that a config names, read before any model is."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from limbeck.evaluation.bias import built_in, generations, groups, occupations, pairs, questions, swaps, winobias
+from limbeck.evaluation.bias.mentions import group_counts, load_group_words, read_group_words
+from limbeck.evaluation.bias.rows import BiasRow
+from limbeck.evaluation.extraction import extraction_rows, occurrences
+from limbeck.experiments.audit_config import AuditConfig
+from limbeck.inference.engine import Engine
+from limbeck.inference.job import BulkRequest
+from limbeck.inference.requests import GenerateRequest, Generation, ScoreRequest, Scores
+from limbeck.inference.stored import stored_results
+from limbeck.model.errors import UserError
+from limbeck.model.progress import no_progress
+from limbeck.model.tokenizer import Tokenizer
+from limbeck.prompting.config import PromptConfig
+from limbeck.tasks.sources import load_task
+from limbeck.tasks.task import Record, Task
+from limbeck.tasks.texts import read_texts
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """An engine whose answers are kept in a store, so that an audit that is killed goes on where it was."""
+
+    engine: Engine
+    store: Path
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The engine's."""
+        return self.engine.tokenizer
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+        """As `Engine.score`."""
+        return [each for each in self._answers(requests) if isinstance(each, Scores)]
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """As `Engine.generate`."""
+        with no_progress():  # what asks for texts shows how far it is
+            return [each for each in self._answers(requests) if isinstance(each, Generation)]
+
+    def _answers(self, requests: Sequence[ScoreRequest] | Sequence[GenerateRequest]) -> list[Any]:
+        asked = [BulkRequest(self._shown(request), request) for request in requests]
+        found = stored_results(self.engine, asked, self.store)
+        if refused := found.count(None):
+            raise UserError(f"the model refuses {refused} of {len(found)} items (see above): take them out of the file")
+        return found
+
+    def _shown(self, request: ScoreRequest | GenerateRequest) -> str:
+        """The text by which a store's reader finds a request."""
+        first = request.options[0] if isinstance(request, ScoreRequest) else ()
+        return self.tokenizer.decode((*request.prompt, *first)).strip() or "(no text)"
+
+
+class Probe(NamedTuple):
+    """What is measured of a model, in which section a card tells it, what is to be known beside it, and what was not.
+
+    `left_out` has a line for each item of the file that is not asked.
+    """
+
+    measure: Callable[[Kept], Sequence[BiasRow]]
+    caveats: str = ""
+    section: str = "bias"
+    left_out: tuple[str, ...] = ()
+
+
+def probes_of(config: AuditConfig) -> dict[str, Probe]:
+    """By title, in the order of the report. Raises UserError for a file that cannot be read."""
+    found = {
+        "Built-in sentences": _asking(built_in.probe, built_in.load_pairs(), built_in.CAVEATS, config),
+        "Built-in questions": _asking(questions.question_rows, questions.load_questions(), questions.CAVEATS, config),
+    }
+    if config.pairs:
+        asked = pairs.read_pairs(config.pairs)
+        found[f"Sentence pairs of {_title(config.pairs)}"] = _asking(pairs.pair_rows, asked, pairs.CAVEATS, config)
+    if config.questions:
+        asked = questions.read_questions(config.questions)
+        title = f"Questions of {_title(config.questions)}"
+        found[title] = _asking(questions.question_rows, asked, questions.CAVEATS, config)
+    if config.winobias:
+        read = winobias.read_winobias(config.winobias)
+        probe = _asking(winobias.winobias_rows, read.pairs, winobias.CAVEATS, config)
+        found["WinoBias"] = probe._replace(left_out=read.skipped)
+    if config.occupations:
+        shares = occupations.read_occupations(config.occupations)
+        title = f"Occupations of {_title(config.occupations)}"
+        found[title] = Probe(lambda model: occupations.table_rows(model, shares), occupations.CAVEATS)
+    if config.generations:
+        found["Who is spoken of in free text"] = _writing(config)
+    if config.task:
+        found |= _of_task(config)
+    if config.training:
+        training, held_out = (some(texts_of(path), config) for path in (config.training, config.held_out))
+        found["Text that comes out again"] = Probe(partial(_extracted, training, held_out), section="memorisation")
+    return found
+
+
+def task_of(config: AuditConfig, source: str) -> Task:
+    """A task, by the description that goes with it."""
+    return load_task(source, description=json.loads(config.description) if config.description else None)
+
+
+def texts_of(path: str) -> list[str]:
+    """The documents of a text source."""
+    return [each.text for each in read_texts(path).documents]
+
+
+def some(items: Sequence[T], config: AuditConfig) -> Sequence[T]:
+    """As many of the items as the config asks for."""
+    return items[: config.limit] if config.limit else items
+
+
+def _asking(
+    rows_of: Callable[[Kept, Sequence[T]], Sequence[BiasRow]], items: Sequence[T], caveats: str, config: AuditConfig
+) -> Probe:
+    asked = some(items, config)
+    return Probe(lambda model: rows_of(model, asked), caveats)
+
+
+def _writing(config: AuditConfig) -> Probe:
+    """Whom free text speaks of, beside equal shares and, where it is known, the text that the model was trained on."""
+    words = read_group_words(config.words) if config.words else load_group_words()
+    reference = None
+    if config.training:
+        counts = group_counts(some(texts_of(config.training), config), words)
+        reference = {name: int(counts_N.sum()) for name, counts_N in counts.items()}
+
+    def rows(model: Kept) -> Sequence[BiasRow]:
+        drawn = {"samples": config.generations, "seed": config.seed}
+        return generations.generation_rows(model, words, reference=reference, **drawn)
+
+    return Probe(rows, generations.CAVEATS)
+
+
+def _of_task(config: AuditConfig) -> dict[str, Probe]:
+    """What a task's own records show: with words of groups swapped, and by the groups that they are of."""
+    task = task_of(config, config.task)
+    records = some(task.splits[config.split], config)
+    listed = swaps.read_swaps(*config.swaps) if config.swaps else swaps.load_swaps()
+    found = {}
+    if len(swaps.changed(task, records, listed)) >= 2:
+        found[f"{task.name}, with words swapped"] = Probe(
+            lambda model: swaps.counterfactual_rows(task, _ask(task, model, config), records, listed), swaps.CAVEATS
+        )
+    if task.group_field:
+        found[f"{task.name}, by {task.group_field}"] = Probe(
+            lambda model: _grouped(task, _ask(task, model, config), records), groups.CAVEATS
+        )
+    if not found:
+        raise UserError(
+            f"task {task.name!r}: no word to swap in two of its {len(records)} {config.split} records, and no group: "
+            'give --swaps a list of words that it has, or name a field as "group" in its task.json'
+        )
+    return found
+
+
+def _ask(task: Task, model: Kept, config: AuditConfig) -> swaps.Ask:
+    engine = model.engine
+    if engine.config.labels:
+        return swaps.ask_head(task, engine.config, engine.params, engine.tokenizer)
+    return swaps.ask_prompted(task, engine, PromptConfig(shots=config.shots, seed=config.seed))
+
+
+def _grouped(task: Task, ask: swaps.Ask, records: Sequence[Record]) -> Sequence[BiasRow]:
+    assert task.group_field is not None
+    answers, probability_NO = ask(records)
+    right = [task.answer(record) for record in records]
+    labels = task.options if task.kind == "classification" and task.options else ()
+    of = [record[task.group_field] for record in records]
+    return groups.group_rows(of, right, answers, probability_NO if labels else None, labels=labels)
+
+
+def _extracted(training: Sequence[str], held_out: Sequence[str], model: Kept) -> Sequence[BiasRow]:
+    return extraction_rows(model, training, held_out, occurrences(model.tokenizer, training, training))
+
+
+def _title(path: str) -> str:
+    """A file's name, and its folder's, which says more than "test.jsonl"."""
+    return "/".join(Path(path).parts[-2:])

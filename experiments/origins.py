@@ -1,0 +1,128 @@
+"""Where models come from: as a run writes it, and as a reader sees it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.tree import Tree
+
+from limbeck.evaluation.energy import Meter, footprint
+from limbeck.experiments.machine import accelerators
+from limbeck.experiments.rundir import commit, plain, versions
+from limbeck.experiments.start import Past, Start
+from limbeck.model.markdown import one_line
+from limbeck.model.pretrained import lineage_of, load_pretrained
+from limbeck.model.pretrained.lineage import LINEAGE, Lineage, Made, Origin, ancestors, descended, read_lineage
+
+
+def made_here(
+    name: str,
+    past: Past,
+    config: Any,
+    *,
+    parameters: int,
+    trained: int,
+    method: str,
+    cost: Mapping[str, Any],
+) -> Lineage:
+    """The lineage of a model that was trained in this run: distilled if it has a teacher, else tuned or pretrained."""
+    roles = {role for role, _ in past.parents}
+    made: Made = "distilled" if "teacher" in roles else "tuned" if "base" in roles else "pretrained"
+    origin = Origin(
+        name,
+        made,
+        parameters,
+        method=", ".join(filter(None, (method, past.objective))),
+        trained=trained,
+        data=past.data,
+        config=plain(config),
+        cost=cost,
+        commit=commit(),
+        versions=versions(),
+    )
+    return descended(origin, past.parents)
+
+
+def training_cost(meter: Meter, seconds: float, flops: float) -> dict[str, Any]:
+    """What a training of so many seconds cost (see `energy.footprint`), the whole of it at the rate that was metered.
+
+    The meter saw no more than the last start of a run that was killed and went on.
+    """
+    found = footprint(meter, flops, accelerators=accelerators())
+    times = seconds / meter.seconds if meter.seconds else 1.0
+    scaled = ("cpu_seconds", "joules", "grams_co2e")
+    rates = {name: value * times for name in scaled if (value := found[name]) is not None}
+    return {**found, **rates, "seconds": seconds}
+
+
+def own_lineage(start: Start) -> Lineage:
+    """The lineage of the model that a start was loaded from; empty for a new one."""
+    return next((lineage for role, lineage in start.past.parents if role == "base"), ())
+
+
+def lineage_at(path: str | Path) -> Lineage:
+    """The lineage of the model or adapter in a folder; of one that tells none, that it was found there.
+
+    Raises UserError where there is no model.
+    """
+    told = Path(path) / LINEAGE
+    if told.is_file():
+        return read_lineage(told.read_text(encoding="utf-8", errors="replace"), str(told))
+    return lineage_of(load_pretrained(path), path)
+
+
+def related(lineages: Mapping[str, Lineage]) -> list[tuple[str, str]]:
+    """(before, after) of models that are to be compared, by names: what one was made of, and its control.
+
+    Each model with its nearest ancestors among those that are given; a student also with the model of its size that
+    started where it did (or both from nothing) and had no teacher.
+    """
+    digests = {name: lineage[0].digest for name, lineage in lineages.items()}
+    behind = {name: {each.digest for each in lineage[1:]} for name, lineage in lineages.items()}
+    pairs = []
+    for after in lineages:
+        older = [name for name in lineages if digests[name] in behind[after]]
+        nearest = [name for name in older if not any(digests[name] in behind[other] for other in older)]
+        pairs += [(before, after) for before in nearest]
+    for after, lineage in lineages.items():
+        if _parents(lineage, "teacher"):
+            pairs += [(name, after) for name in lineages if _is_control(lineages[name], lineage)]
+    return list(dict.fromkeys(pairs))
+
+
+def _is_control(one: Lineage, student: Lineage) -> bool:
+    return (
+        one[0].digest != student[0].digest
+        and one[0].parameters == student[0].parameters
+        and not _parents(one, "teacher")
+        and _parents(one, "base") == _parents(student, "base")
+        and one[0].made in ("pretrained", "tuned")
+    )
+
+
+def _parents(lineage: Lineage, role: str) -> set[str]:
+    return {parent.digest for parent in lineage[0].parents if parent.role == role}
+
+
+def family_tree(lineage: Lineage) -> Tree:
+    """A model and all that it was made of, as a terminal shows it."""
+    tree = Tree(_told(lineage[0]))
+    branches = [tree]
+    for role, steps, origin in ancestors(lineage):
+        del branches[steps:]
+        branches.append(branches[-1].add(f"{role}: " + _told(origin)))
+    return tree
+
+
+def _told(origin: Origin) -> str:
+    how = f"{origin.made}: {origin.method}" if origin.method else origin.made
+    trained = f", {origin.trained:,} trained" if origin.trained else ""
+    lines = [
+        f"[bold]{escape(one_line(origin.name))}[/] {escape(one_line(how))}, "
+        f"{origin.parameters:,} parameters{trained}, {origin.digest[:16]}",
+        *(f"  on {escape(one_line(d.name))}: {d.records:,} records, {d.digest[:16]}" for d in origin.data),
+    ]
+    if origin.commit:
+        lines.append(f"  code {escape(one_line(origin.commit))}")
+    return "\n".join(lines)
