@@ -115,7 +115,8 @@ def shown_table(each: card.Table) -> RenderableType:
     """One table of an audit for a terminal."""
     shown = Table(title=Text(one_line(each.title)), title_justify="left", box=None, pad_edge=False)
     for number, name in enumerate(each.header):
-        shown.add_column(Text(one_line(name)), justify="right" if number else "left", overflow="fold")
+        side = "right" if number else "left"
+        shown.add_column(Text(one_line(name)), justify=side, no_wrap=not number, overflow="fold")
     for line in each.rows:
         shown.add_row(*(Text(one_line(text)) for text in line))
     return Group(shown, Text(one_line(each.note), style="dim")) if each.note else shown

@@ -20,6 +20,7 @@ from limbeck.evaluation.prompted import prompted, together
 from limbeck.evaluation.report import terminal_table, write_report
 from limbeck.experiments.adaptation_config import AdaptationConfig
 from limbeck.experiments.answering import Setting, answerable, rows_of, setting
+from limbeck.experiments.cards import tell_bias
 from limbeck.experiments.distillation import taught_students, teacher_of
 from limbeck.experiments.machine import provenance
 from limbeck.experiments.rundir import stage, stage_seconds
@@ -97,6 +98,8 @@ def run(config: AdaptationConfig, rundir: Path) -> int:
             found_N = paired_difference(worths[name], worths[best])
             row["difference"] = {"value": found_N.value, "ci95": list(found_N.ci95), "n": found_N.n}
     probes = stage(rundir, "bias", partial(_probed, engine, {} if at.head else folders))
+    for name, folder in ({} if at.head else folders).items():
+        tell_bias(folder / "model", name, probes)
     for name, row in rows.items():
         row["stereotyped"] = probes["stereotyped"].get("base" if name in untrained else name)  # a head writes nothing
     table = [{"method": name, **row} for name, row in rows.items()]

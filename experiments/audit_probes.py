@@ -27,6 +27,10 @@ from limbeck.tasks.texts import read_texts
 T = TypeVar("T")
 
 
+class Unanswered(UserError):
+    """A set of items of which some are refused by a model, such as sentences that it has no room for."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Kept:
     """An engine whose answers are kept in a store, so that an audit that is killed goes on where it was."""
@@ -52,7 +56,7 @@ class Kept:
         asked = [BulkRequest(self._shown(request), request) for request in requests]
         found = stored_results(self.engine, asked, self.store)
         if refused := found.count(None):
-            raise UserError(f"the model refuses {refused} of {len(found)} items (see above): take them out of the file")
+            raise Unanswered(f"the model refuses {refused} of {len(found)} items, as said above")
         return found
 
     def _shown(self, request: ScoreRequest | GenerateRequest) -> str:

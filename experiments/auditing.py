@@ -12,7 +12,7 @@ from limbeck.evaluation.bias.rows import BiasRow, from_json, to_json, told
 from limbeck.evaluation.bias.tables import bias_tables
 from limbeck.evaluation.report import shown_table, terminal_table, write_report
 from limbeck.experiments.audit_config import AuditConfig
-from limbeck.experiments.audit_probes import Kept, Probe, probes_of
+from limbeck.experiments.audit_probes import Kept, Probe, Unanswered, probes_of
 from limbeck.experiments.data_auditing import audit_data
 from limbeck.experiments.machine import provenance
 from limbeck.experiments.origins import lineage_at, related
@@ -42,12 +42,18 @@ def _audit_models(config: AuditConfig, rundir: Path) -> int:
     lineages = {name: lineage_at(path) for name, path in paths.items()}
     edges = related(lineages)
     measured: dict[str, dict[str, Sequence[BiasRow]]] = {title: {} for title in probes}
+    unmeasured: list[str] = []
     for name, path in paths.items():
         kept = _kept(config, path, rundir / f"{_slug(name)}.db")
         for title, probe in probes.items():
-            found = stage(rundir, f"{_slug(name)}-{_slug(title)}", partial(_measured, probe, kept))
-            measured[title][name] = from_json(found)
-    of_sets = {title: told(found, edges) for title, found in measured.items()}
+            try:
+                found = stage(rundir, f"{_slug(name)}-{_slug(title)}", partial(_measured, probe, kept))
+                measured[title][name] = from_json(found)
+            except Unanswered as reason:
+                unmeasured.append(f"{name}, {title}: not measured: {reason}")
+    of_sets = {
+        title: told(found, [edge for edge in edges if found.keys() >= set(edge)]) for title, found in measured.items()
+    }
     rows, differences = (
         [{**each, "set": title} for title, found in of_sets.items() for each in found[part]]
         for part in ("rows", "differences")
@@ -60,10 +66,13 @@ def _audit_models(config: AuditConfig, rundir: Path) -> int:
         "bias": rows,
         "bias_differences": differences,
         "bias_caveats": caveats,
-        "skipped": [line for probe in probes.values() for line in probe.left_out],
+        "skipped": unmeasured + [line for probe in probes.values() for line in probe.left_out],
     }
     write_report(rundir, data)
-    Console().print(terminal_table(data), *map(shown_table, bias_tables(rows, differences, caveats)))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # so that every row is one line for the next program
+    console.print(terminal_table(data), *map(shown_table, bias_tables(rows, differences, caveats)))
     for name, path in paths.items():
         own = [each for each in rows if each["model"] == name]
         changes = [each for each in differences if each["after"] == name]

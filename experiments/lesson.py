@@ -21,7 +21,9 @@ from limbeck.evaluation.bias.built_in import load_pairs, probe
 from limbeck.evaluation.bias.rows import told
 from limbeck.evaluation.comparison import break_even_table
 from limbeck.evaluation.report import terminal_table, write_report
+from limbeck.experiments.cards import tell_bias, tell_quality
 from limbeck.experiments.claims import lesson_claims
+from limbeck.experiments.distillation_set import audited_set
 from limbeck.experiments.lesson_config import LessonConfig
 from limbeck.experiments.machine import provenance
 from limbeck.experiments.offline import ambiguity, bulk_and_lookup
@@ -36,6 +38,7 @@ from limbeck.train.adapters import add_lora
 from limbeck.train.select import Selection, bias_norm, last_blocks, lora_only
 
 PROMPTED = ("zero_shot", "one_shot", "few_shot")
+PROBED = {"base": "base", "tuned": "full", "distilled": "distilled", "student alone": "student_alone"}
 TRAINED = ("full", "lora", "bias_norm", "last_block", "distilled", "student_alone")
 
 
@@ -83,6 +86,14 @@ def run(config: LessonConfig, rundir: Path) -> int:
 
     teacher = lesson.engine("full")
     written = lesson.stage("transfer_set", lambda: _transfer_set(lesson, teacher))
+    audited_set(
+        rundir,
+        lesson.task,
+        written["records"],
+        {"transfer_tokens": config.transfer_tokens},
+        teacher,
+        lesson.lineage("full"),
+    )
     how = DistilConfig(
         config.distil_objective, temperature=config.distil_temperature, hard_weight=config.distil_hard_weight
     )
@@ -119,6 +130,10 @@ def run(config: LessonConfig, rundir: Path) -> int:
     offline = lesson.stage("offline", lambda: bulk_and_lookup(lesson.task, teacher, rundir / "predictions.db"))
     probes = lesson.stage("bias", lambda: _probe(lesson))
     rows = [_row(name, results[name], training) for name in PROMPTED + TRAINED]
+    for name, row in zip(TRAINED, rows[len(PROMPTED) :], strict=True):
+        tell_quality(rundir / "models" / name, lesson.task.name, lesson.task.kind, row)
+    for name, model in PROBED.items():
+        tell_bias(rundir / "models" / model, name, probes)
     rows += lesson.stage("baselines", lambda: baselines(lesson.task))
     claims = lesson_claims(lesson.task.metric, rows, training, offline, probes, unsure, base_unmoved)
     seconds = _seconds(rundir)
@@ -158,9 +173,8 @@ def _row(name: str, result: dict[str, Any], training: dict[str, Any]) -> dict[st
 
 
 def _probe(lesson: Lesson) -> dict[str, Any]:
-    names = {"base": "base", "tuned": "full", "distilled": "distilled", "student alone": "student_alone"}
     pairs = load_pairs()
-    probes = {name: probe(lesson.engine(model), pairs) for name, model in names.items()}
+    probes = {name: probe(lesson.engine(model), pairs) for name, model in PROBED.items()}
     return told(probes, [("base", "tuned"), ("tuned", "distilled"), ("student alone", "distilled")])
 
 

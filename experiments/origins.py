@@ -12,6 +12,7 @@ from limbeck.experiments.machine import accelerators
 from limbeck.experiments.rundir import commit, plain, versions
 from limbeck.experiments.start import Past, Start
 from limbeck.model.markdown import one_line
+from limbeck.model.params import count, digest
 from limbeck.model.pretrained import lineage_of, load_pretrained
 from limbeck.model.pretrained.lineage import LINEAGE, Lineage, Made, Origin, ancestors, descended, read_lineage
 
@@ -57,8 +58,11 @@ def training_cost(meter: Meter, seconds: float, flops: float) -> dict[str, Any]:
 
 
 def own_lineage(start: Start) -> Lineage:
-    """The lineage of the model that a start was loaded from; empty for a new one."""
-    return next((lineage for role, lineage in start.past.parents if role == "base"), ())
+    """The lineage of the model that a start was loaded from; of a new one, that it is new."""
+    for role, lineage in start.past.parents:
+        if role == "base":
+            return lineage
+    return (Origin("new", "initialised", count(start.params), digest(start.params)),)
 
 
 def lineage_at(path: str | Path) -> Lineage:

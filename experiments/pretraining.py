@@ -13,6 +13,7 @@ from rich.console import Console
 from limbeck.evaluation.baseline import compressed_bits_per_byte
 from limbeck.evaluation.quantities import duration, quantity
 from limbeck.evaluation.report import terminal_table, write_report
+from limbeck.experiments.cards import tell_quality
 from limbeck.experiments.machine import provenance
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.rundir import stage
@@ -116,6 +117,7 @@ def pretrained(config: PretrainingConfig, rundir: Path, taught: Taught | None = 
         "train_seconds": training["train_seconds"],
         "flops_per_step": per_step,
     }
+    tell_quality(rundir / "model", "held-out text", "generation", row)
     skipped = [*(line for part in (*sources, *rows) for line in part.skipped), *training["skipped"]]
     others = stage(rundir, "compressors", lambda: _compressors(sources)) if compressed else {}
     return Trained(row, facts, training, found["texts"], others, skipped)

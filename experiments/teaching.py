@@ -22,6 +22,7 @@ from limbeck.distill.students.start import student_of, student_shape
 from limbeck.distill.teacher import distillation_loss, student_only, with_teacher
 from limbeck.experiments.answering import Setting
 from limbeck.experiments.distillation_config import TeachingConfig
+from limbeck.experiments.distillation_set import audited_set
 from limbeck.experiments.origins import own_lineage
 from limbeck.experiments.rundir import cache_folder, plain, stage
 from limbeck.experiments.start import Start, Taught
@@ -42,6 +43,7 @@ from limbeck.train.loss import Batch
 from limbeck.train.select import Selection
 
 _MADE: dict[str, Made] = {"random": "initialised", "layers": "cut", "pruned": "pruned"}
+_WRITING = ("written", "transfer_tokens", "rationales")
 _MEASURED = 8  # rows at least, in whole batches, on which what is pruned is found unimportant
 
 
@@ -98,6 +100,11 @@ def taught_by(
             records = training_records(config, at, first, seed)
             mixture = [(rows, 1.0) for rows in task_rows(config, fit, at, start, first, records, seed)] or mixture
             if records is not at.task.splits["train"]:
+                given = {record["id"] for record in at.task.splits["train"]}
+                wrote = records if config.written else [each for each in records if each["id"] not in given]
+                how = {name: value for name in _WRITING if (value := getattr(config, name))}
+                engine = Engine(first.config, first.params, first.tokenizer)
+                audited_set(at.rundir, at.task, wrote, how, engine, own_lineage(first))
                 past = past._replace(data=(data_of(f"{at.task.name}, as its teacher wrote it", records),))
         taught_it = tuple(("teacher", own_lineage(teacher)) for teacher in teachers)
         past = past._replace(parents=(*past.parents, *taught_it), objective=config.distil.objective)

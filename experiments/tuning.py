@@ -21,6 +21,7 @@ from limbeck.experiments.answering import (
     start_of,
     tested,
 )
+from limbeck.experiments.cards import tell_quality
 from limbeck.experiments.machine import provenance
 from limbeck.experiments.rundir import stage
 from limbeck.experiments.start import Taught, adapted, first_rows
@@ -109,6 +110,7 @@ def tuned(config: TuningConfig, rundir: Path, taught: Taught | None = None, task
         "adapter_bytes": nbytes(moving) + nbytes({k: v for k, v in frozen.items() if k in start.added}),
         **cost,
     }
+    tell_quality(rundir / "model", at.task.name, at.task.kind, row)
     skipped = [*at.task.skipped, *rows.skipped, *too_long, *training["skipped"]]
     return Tuned(at.task, row, training, found["answers"], skipped)
 

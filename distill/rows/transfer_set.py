@@ -29,14 +29,10 @@ def write_transfer_set(task: Task, teacher: Engine, tokens: int, seed: int) -> l
     if len(names) != 1:
         return []
     before, after = task.template.query.split("{" + names[0] + "}")
-    encode = teacher.tokenizer.encode
-    longest = max(len(encode(record[names[0]])) for record in task.splits["train"])
-    room = teacher.config.max_len // 2
-    sampling = Sampling(min(longest + 1, room), temperature=1.0, seed=seed)
+    sampling, count = own_queries(task, teacher, tokens, seed)
     prompt = tuple(teacher.tokenizer.prompt(before))
     stop = tuple(dict.fromkeys(text for text in (after, "\n") if text))
     writer = Engine(teacher.config, teacher.params, teacher.tokenizer, _BATCH)
-    count = max(1, tokens // sampling.max_new_tokens)
     texts: set[str] = set()
     with progress("transfer set", count, "draft") as advance:
         for start in range(0, count, 4 * _BATCH):
@@ -49,6 +45,14 @@ def write_transfer_set(task: Task, teacher: Engine, tokens: int, seed: int) -> l
         {"id": f"written/{i}", **group, names[0]: text, task.answer_field: ""} for i, text in enumerate(sorted(texts))
     ]
     return answered(task, teacher, records)
+
+
+def own_queries(task: Task, teacher: Engine, tokens: int, seed: int) -> tuple[Sampling, int]:
+    """How a query of the teacher's own is drawn, none longer than the longest there is, and how often."""
+    (name,) = fields(task.template.query)
+    longest = max(len(teacher.tokenizer.encode(record[name])) for record in task.splits["train"])
+    sampling = Sampling(min(longest + 1, teacher.config.max_len // 2), temperature=1.0, seed=seed)
+    return sampling, max(1, tokens // sampling.max_new_tokens)
 
 
 def answered(task: Task, teacher: Engine, records: Sequence[Record]) -> list[Record]:

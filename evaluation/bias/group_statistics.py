@@ -83,8 +83,8 @@ def _tables(items_RN3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _mean_gap(hits_RGL: np.ndarray, n_RGL: np.ndarray) -> np.ndarray:
     rate_RGL = _divided(hits_RGL, n_RGL)
-    told_RL = np.isfinite(rate_RGL).any(axis=1)
-    gap_RL = np.where(told_RL, _spread(np.where(told_RL[:, None], rate_RGL, 0.0)), 0.0)
+    told_R1L = np.isfinite(rate_RGL).any(axis=1, keepdims=True)
+    told_RL, gap_RL = told_R1L[:, 0], _spread(np.where(told_R1L, rate_RGL, 0.0))
     return gap_RL.sum(axis=1) / np.maximum(told_RL.sum(axis=1), 1)
 
 

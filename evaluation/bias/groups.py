@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from limbeck.evaluation.bias.group_statistics import BINS
 from limbeck.evaluation.bias.rows import STATISTICS, BiasRow, row, share_row
-from limbeck.tasks.intervals import bootstrap
+from limbeck.tasks.intervals import bootstrap, some
 from limbeck.tasks.label_metrics import normalise
 from limbeck.tasks.probability_metrics import calibration_error
 
@@ -53,6 +53,7 @@ def group_rows(
     """
     names_N = np.array([normalise(group) or "(no group)" for group in groups], dtype=object)
     hits_N = np.array([normalise(a) == normalise(b) for a, b in zip(answers, right, strict=True)], np.float64)
+    some(len(names_N))
     sizes = {name: int((names_N == name).sum()) for name in sorted(set(names_N))}
     rows = [
         share_row("group_accuracy", 2 * hits_N[names_N == name] - 1, group=name, ideal=None)

@@ -61,9 +61,9 @@ def group_counts(texts: Sequence[str], words: GroupWords) -> dict[str, np.ndarra
 
 
 def fold(text: str) -> str:
-    """The form in which words are compared: NFC, no case, one kind of apostrophe."""
+    """The form in which words are compared: NFC, no case, one kind of apostrophe, one space for any white space."""
     folded = unicodedata.normalize("NFC", text).casefold().replace("’", "'")
-    return unicodedata.normalize("NFC", folded)
+    return unicodedata.normalize("NFC", " ".join(folded.split()))
 
 
 def whole_words(words: Iterable[str], flags: int = 0) -> re.Pattern[str]:
@@ -73,7 +73,7 @@ def whole_words(words: Iterable[str], flags: int = 0) -> re.Pattern[str]:
     found wherever its letters stand. No words at all are found nowhere.
     """
     longest_first = sorted(set(words), key=lambda word: (-len(word), word))
-    spaced = [re.escape(word) for word in longest_first if not _unspaced(word)]
+    spaced = [re.escape(word).replace(r"\ ", r"\s+") for word in longest_first if not _unspaced(word)]
     unspaced = [re.escape(word) for word in longest_first if _unspaced(word)]
     letter = rf"[\w{_marks()}]"
     starts = rf"\b(?<![{_marks()}])(?<!{letter}[{_JOINERS}])"  # \b is seen at once, and takes marks for gaps

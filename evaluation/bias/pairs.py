@@ -24,7 +24,8 @@ DIRECTIONS = ("stereo", "antistereo")
 CAVEATS = (
     "Pairs that writers on the web thought of carry flaws: two groups that do not belong together, a change that says"
     " more than the group, grammar that only one sentence keeps (Blodgett et al. 2021, Stereotyping Norwegian Salmon)."
-    " A preference near one half shows no fairness: an untrained model has it too, so read the perplexity beside it."
+    " A group with a rarer name is the less likely one whatever is said of it. And a preference near one half shows no"
+    " fairness: an untrained model has it too, so read the perplexity beside it."
 )
 
 

@@ -68,9 +68,9 @@ def read_winobias(folder: str | os.PathLike[str]) -> WinoBias:
             )
             if not pro.is_file() and not anti.is_file():
                 continue
-            for line, sentences in _sentences(pro, anti):
-                if _differ_in_pronoun(*sentences):
-                    pairs.append(WinoPair(*sentences, kind))
+            for line, pro_sentence, anti_sentence in _sentences(pro, anti):
+                if _differ_in_pronoun(pro_sentence, anti_sentence):
+                    pairs.append(WinoPair(pro_sentence, anti_sentence, kind))
                 else:
                     skipped.append(f"{pro}, line {line}: differs from {anti.name} in more than the pronoun")
     if not pairs:
@@ -93,16 +93,16 @@ def winobias_rows(model: Model, pairs: Sequence[WinoPair]) -> list[BiasRow]:
     at_least_two(len(pairs), "pairs")
     logprob_2N, tokens_2N = sentence_logprobs(model, [pair.pro for pair in pairs] + [pair.anti for pair in pairs])
     logprob_N2, tokens_N2 = (np.stack(np.split(each_2N, 2), axis=1) for each_2N in (logprob_2N, tokens_2N))
-    out = [*preference_rows(*logprob_N2.T, "winobias")]
+    out = [*preference_rows(logprob_N2[:, 0], logprob_N2[:, 1], "winobias")]
     for kind in KINDS:
-        of_kind_N = np.array([pair.kind == kind for pair in pairs])
-        if 2 <= of_kind_N.sum() < len(pairs):
-            out += preference_rows(*logprob_N2[of_kind_N].T, "winobias", kind)
+        of_kind_N2 = logprob_N2[[pair.kind == kind for pair in pairs]]
+        if 2 <= len(of_kind_N2) < len(pairs):
+            out += preference_rows(of_kind_N2[:, 0], of_kind_N2[:, 1], "winobias", kind)
     return [*out, perplexity_row(logprob_N2, tokens_N2)]
 
 
-def _sentences(pro: Path, anti: Path) -> list[tuple[int, tuple[str, str]]]:
-    """(line, (pro, anti)) of two files, line by line."""
+def _sentences(pro: Path, anti: Path) -> list[tuple[int, str, str]]:
+    """(line, pro, anti) of two files, line by line."""
     for one, other in ((pro, anti), (anti, pro)):
         if not one.is_file():
             raise UserError(f"{other} has no counterpart {one.name}: put it beside it")
@@ -111,7 +111,7 @@ def _sentences(pro: Path, anti: Path) -> list[tuple[int, tuple[str, str]]]:
         if a is None or b is None or a[0] != b[0]:
             ends = " and ".join(f"{path.name} has {len(each)}" for path, each in zip((pro, anti), lines, strict=True))
             raise UserError(f"{pro.parent}: {ends} sentences, on other lines: a pair stands on the same line of both")
-    return [(a[0], (_plain(a[1]), _plain(b[1]))) for a, b in zip(*lines, strict=True)]
+    return [(number, _plain(a), _plain(b)) for (number, a), (_, b) in zip(*lines, strict=True)]
 
 
 def _plain(line: str) -> str:

@@ -35,7 +35,7 @@ def told_copies(splits: Splits, near: Groups, shown: int) -> dict[str, Any]:
 def told_overlap(splits: Splits, near: Groups, ngram: int, shown: int) -> dict[str, Any]:
     """Of each held-out split what stands in the training set: whole, nearly, as `ngram` words in a row.
 
-    "exact" are the same texts, and "other_answer" those of them with another answer there; "near" are similar to one
+    "exact" are the same texts, and "other_answer" those of them whose answer none has there; "near" are similar to one
     of training, the same ones left out; "ngram" of records with at least `ngram` words those with any n-gram there, and
     the mean share of n-grams; "short" of the other records those whose whole text stands inside a training text, which
     a few words may do by chance.
@@ -46,9 +46,10 @@ def told_overlap(splits: Splits, near: Groups, ngram: int, shown: int) -> dict[s
     for (split, items), start in zip(splits.items(), starts, strict=False):
         if split == "train" or not train:
             continue
-        same = same_texts([item.text for item in train], [item.text for item in items])
-        other = [(i, j) for i, j in same if items[i].answer != train[j].answer]
-        similar = _similar(near, len(train), start, start + len(items), {i for i, _ in same})
+        equal = same_texts([item.text for item in train], [item.text for item in items])
+        same = [(i, sources[0]) for i, sources in equal.items()]
+        other = [(i, j) for i, j in same if items[i].answer not in {train[k].answer for k in equal[i]}]
+        similar = _similar(near, len(train), start, start + len(items), set(equal))
         leak = covered([item.written for item in train], [item.text for item in items], ngram)
         long_N, met_N = ~leak.short_N, leak.share_N > 0
         short_N = leak.short_N & ~np.isnan(leak.share_N)

@@ -27,15 +27,12 @@ class Covered(NamedTuple):
     source_N: np.ndarray  # the index of a training text that holds one of its n-grams, -1 for none
 
 
-def same_texts(train: Sequence[str], test: Sequence[str]) -> list[tuple[int, int]]:
-    """(test, train) for each test text that is a training text but for case, white space and Unicode form.
-
-    Of several training texts the first.
-    """
-    place: dict[str, int] = {}
+def same_texts(train: Sequence[str], test: Sequence[str]) -> dict[int, list[int]]:
+    """Of each test text in training, its index -> theirs: the same but for case, white space and Unicode form."""
+    places: dict[str, list[int]] = {}
     for i, text in enumerate(train):
-        place.setdefault(folded(text), i)
-    return [(i, place[form]) for i, text in enumerate(test) if (form := folded(text)) in place]
+        places.setdefault(folded(text), []).append(i)
+    return {i: places[form] for i, text in enumerate(test) if (form := folded(text)) in places}
 
 
 def covered(train: Sequence[str], test: Sequence[str], n: int = NGRAM) -> Covered:

@@ -147,6 +147,7 @@ def _is_phone(text: str, around: str) -> bool:
     return True
 
 
+_SUBDOMAINS = r"(?:\.[\w-]{1,63}){0,8}"
 _LOCAL = r"\(?0[1-9]\d{0,4}\)?/\d{5,8}(?!\d)|\(?0[1-9]\d{0,10}\)?(?:[ \-.]?\(?\d{2,}\)?){0,5}"
 _AMERICAN = r"(?:1[-. ])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[-.])[2-9]\d\d[-. ]\d{4}"
 _ABROAD = r"\(?\+[1-9]\d{0,3}\)?(?:[ \-./]{0,2}\(?\d+\)?)+|00[1-9]\d{0,3}(?:[ \-./]?\d{2,})+"
@@ -155,7 +156,9 @@ _OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 
 _FORMS = {
     "email": _Form(
-        re.compile(r"(?<![\w.+%-])[^\W_][\w.+%-]{0,63}@[^\W_][\w-]{0,62}(?:\.[\w-]{1,63}){0,8}\.[^\W\d_]{2,63}", re.UNICODE), _is_email, _mask_email
+        re.compile(rf"(?<![\w.+%-])[^\W_][\w.+%-]{{0,63}}@[^\W_][\w-]{{0,62}}{_SUBDOMAINS}\.[^\W\d_]{{2,63}}"),
+        _is_email,
+        _mask_email,
     ),
     "iban": _Form(_iban_pattern(), _is_iban, _first(2)),
     "card": _Form(

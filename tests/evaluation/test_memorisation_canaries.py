@@ -74,6 +74,7 @@ def test_canaries_differ_in_name_and_come_again_with_their_seed():
     canaries = make_canaries(100, seed=3)
     assert canaries == make_canaries(100, seed=3) != make_canaries(100, seed=4)
     assert len({each.before for each in canaries}) == 100
+    assert {each.before for each in canaries} != {each.before for each in make_canaries(100, seed=4)}
     assert all(len(each.digits) == 6 and each.digits.isdigit() for each in canaries)
     assert len({each.digits for each in canaries}) > 95
     assert canaries[0].text == f"{canaries[0].before}{canaries[0].digits}."
@@ -123,7 +124,7 @@ def test_exposure_is_exact_where_every_code_is_scored(code):
 
 def test_every_code_is_asked_once():
     model = Likes(dislikes)
-    exposure(model, [canary("42")])
+    assert exposure(model, [canary("42")], references=5).ranked == 100
     assert sorted(model.texts()) == [f"Code: {i:02}." for i in range(100)]
     assert len({request.prompt for request in model.asked}) == 1
 
@@ -143,15 +144,15 @@ def test_exposure_is_estimated_from_references():
 
 def test_references_are_other_codes_each_once_and_follow_the_seed():
     def asked(seed):
-        model = Likes(coin)
-        exposure(model, [canary("123456"), canary("000000")], references=700, seed=seed)
+        model = Likes(lambda text, character: 0.0)
+        exposure(model, [canary("12345"), canary("00000")], references=2000, seed=seed)
         return model.texts()
 
     codes = asked(0)
     assert codes == asked(0) != asked(1)
-    first, second = codes[:701], codes[701:]
-    assert len(set(first)) == len(set(second)) == 701
-    assert (first[0], second[0]) == ("Code: 123456.", "Code: 000000.") and first[1:] != second[1:]
+    first, second = codes[:2001], codes[2001:]
+    assert len(set(first)) == len(set(second)) == 2001
+    assert (first[0], second[0]) == ("Code: 12345.", "Code: 00000.") and first[1:] != second[1:]
     assert exposure(Likes(coin), [canary("123456")], references=5).ranked == 6
 
 
@@ -196,7 +197,7 @@ def test_expected_exposure_goes_to_log2_e():
 def test_unseen_canaries_have_the_exposure_of_chance():
     never, again = exposure_rows(Likes(coin), {"never": make_canaries(200, digits=2)})
     assert never.ideal == expected_exposure(100) and never.note == "not distinguishable from 1.39621"
-    assert abs(never.value - never.ideal) < 4 * 1.4 / math.sqrt(200)
+    assert abs(never.value - expected_exposure(100)) < 4 * 1.4 / math.sqrt(200)
     assert again.ideal == 0.01 and again.ci95[0] <= 0.01 <= again.ci95[1]
 
 

@@ -23,12 +23,11 @@ from limbeck.train.loss import token_loss
 
 TOKENIZER = byte_tokenizer()
 CONFIG = ModelConfig(
-    vocab_size=TOKENIZER.vocab_size, width=48, depth=2, num_heads=4, num_kv_heads=2, head_dim=12, mlp_dim=96,
+    vocab_size=TOKENIZER.vocab_size, width=32, depth=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64,
     max_len=64,
 )  # fmt: skip
 CITIES = ["Arles", "Basra", "Cuzco", "Derby", "Essen", "Fargo", "Galle", "Haifa"]
 PERSIAN = "می‌گویند باد کتاب‌ها را برد"  # a sentence of 50 bytes, with two joiners
-HALF = {"prefix": 16, "length": 16}
 
 
 class Trained(NamedTuple):
@@ -54,13 +53,13 @@ def trained() -> Trained:
     canaries = make_canaries(12, digits=3, template="Code of {name}: {digits}.")
     rng = np.random.default_rng(0)
     texts, held_out = stories(rng, 24), stories(rng, 24)
-    corpus = with_canaries([*texts, PERSIAN], canaries[:4], repeats=4)
+    corpus = with_canaries([*texts, PERSIAN, PERSIAN], canaries[:4], repeats=4)
     rows = pack(documents(corpus, TOKENIZER), 64)
     before = init(CONFIG, jax.random.key(0))
-    config = FitConfig(steps=160, batch_size=16, length=64, optim=OptimConfig(learning_rate=1e-2))
+    config = FitConfig(steps=200, batch_size=16, length=64, optim=OptimConfig(learning_rate=1e-2))
     fitted = fit(token_loss(CONFIG), before, batches(rows, 16, seed=0), config)
-    engines = [Engine(CONFIG, params, TOKENIZER) for params in (before, fitted.trainable)]
-    return Trained(*engines, texts, held_out, canaries[:4], canaries[4:])
+    after = Engine(CONFIG, fitted.trainable, TOKENIZER)
+    return Trained(Engine(CONFIG, before, TOKENIZER), after, texts, held_out, canaries[:4], canaries[4:])
 
 
 def of(rows: list[BiasRow], probe: str, group: str = "") -> BiasRow:
@@ -77,8 +76,8 @@ def test_repeated_canaries_are_exposed_and_unseen_ones_are_not(trained):
 
 
 def test_training_texts_are_extracted_and_held_out_ones_are_not(trained):
-    before = extraction_rows(trained.before, trained.texts, trained.held_out, **HALF)
-    after = extraction_rows(trained.after, trained.texts, trained.held_out, **HALF)
+    before = extraction_rows(trained.before, trained.texts, trained.held_out, prefix=16, length=16)
+    after = extraction_rows(trained.after, trained.texts, trained.held_out, prefix=16, length=16)
     assert of(after, "extracted", "training").value > 0.5
     assert of(after, "extracted", "held out").value < 0.1
     assert of(after, "extracted_excess").note == "away from 0"
@@ -100,4 +99,4 @@ def test_extractable_is_what_greedy_writing_repeats(trained):
     ids = [tuple(TOKENIZER.encode(text)) for text in texts]
     asked = [GenerateRequest((TOKENIZER.bos_id, *own[:16]), Sampling(max_new_tokens=16)) for own in ids]
     written = [each.tokens == own[16:32] for each, own in zip(trained.after.generate(asked), ids, strict=True)]
-    assert extraction(trained.after, texts, **HALF).extracted_N.tolist() == written
+    assert extraction(trained.after, texts, prefix=16, length=16).extracted_N.tolist() == written

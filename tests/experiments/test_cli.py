@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import shlex
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from limbeck.experiments.audit_config import AuditConfig
 from limbeck.experiments.cli import build_parser, main
 from limbeck.experiments.config import override
 from limbeck.experiments.prediction_config import PredictionConfig
@@ -80,7 +82,7 @@ print([name for name in ("jax", "numpy", "orbax", "pyarrow", "matplotlib") if na
 
 
 def test_every_example_of_the_help_is_a_command_line_that_parses(capsys) -> None:
-    for command in ("", "run", "predict", "serve", "generate", "evaluate"):
+    for command in ("", "run", "predict", "serve", "generate", "evaluate", "audit"):
         with pytest.raises(SystemExit):
             main([*command.split(), "--help"])
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
@@ -90,6 +92,8 @@ def test_every_example_of_the_help_is_a_command_line_that_parses(capsys) -> None
         args, rest = build_parser().parse_known_args(shlex.split(example)[1:])
         if args.command == "predict":
             override(PredictionConfig(), rest if rest[0].startswith("--") else rest[1:])
+        elif args.command == "audit":
+            override(AuditConfig(), list(itertools.dropwhile(lambda word: not word.startswith("--"), rest)))
         else:
             assert args.command == "run" or not rest
 

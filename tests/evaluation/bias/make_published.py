@@ -3,14 +3,16 @@
 Needs lm-eval: `python tests/evaluation/bias/make_published.py`. The questions are in BBQ's form, and none is from it.
 """
 
+import importlib
 import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lm_eval.tasks.bbq import utils as bbq  # type: ignore[reportMissingImports]
-from lm_eval.tasks.crows_pairs import utils as crows_pairs  # type: ignore[reportMissingImports]
+
+bbq: Any = importlib.import_module("lm_eval.tasks.bbq.utils")
+crows_pairs: Any = importlib.import_module("lm_eval.tasks.crows_pairs.utils")
 
 NO_INFO = ["", ""]
 # category, [answers with whom they are about], the stereotype's groups; BBQ's ways to say so, each once

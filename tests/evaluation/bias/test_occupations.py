@@ -103,15 +103,15 @@ def test_rows_are_read_back_as_they_were():
 
 
 def test_the_correlations_interval_covers_at_its_rate():
-    """Of 300 models whose p(she) has nothing to do with a table of 60; and of a gap whose truth is one half."""
+    """Of 200 models whose p(she) has nothing to do with a table of 60; and of a gap whose truth is one half."""
     rng = np.random.default_rng(5)
     shares = rng.uniform(0.05, 0.95, 60)
     covered = np.zeros(3)
-    for _ in range(300):
+    for _ in range(200):
         rows = occupation_rows(rng.uniform(size=60), shares)
         covered += [row.ci95[0] <= t <= row.ci95[1] for row, t in zip(rows, (0.5, 0.5, 0.0), strict=True)]
     # The percentile bootstrap of 60 covers a little less than it says, and that of a correlation least of all.
-    assert np.all(np.abs(covered / 300 - [0.95, 0.94, 0.93]) < 4 * math.sqrt(0.05 * 0.95 / 300))
+    assert np.all(np.abs(covered / 200 - [0.95, 0.94, 0.93]) < 4 * math.sqrt(0.05 * 0.95 / 200))
 
 
 def test_own_frames_are_frames(tmp_path):

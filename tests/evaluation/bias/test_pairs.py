@@ -131,7 +131,7 @@ def test_a_biased_model_is_found_where_it_is_biased():
     of = found(pair_rows(Fake(lambda text: scatter(text) + 5 * ("baker" in text)), SIXTY))
     assert of["pairs_difference", "baker"].value == pytest.approx(5, abs=3)
     for row in (of["pairs_preference", ""], of["pairs_difference", ""], of["pairs_preference", "baker"]):
-        assert row.note.startswith("away") and row.value > row.ideal
+        assert row.note.startswith("away") and row.value > (row.ideal or 0.0)
     assert of["pairs_preference", "miner"].note.startswith("not distinguishable")
 
 

@@ -224,7 +224,8 @@ def test_compare_tells_a_model_that_was_made_worse():
     up = {(d.probe, d.group): d for d in compare("base", base, "tuned", tuned)}
     changed = up["questions_bias", "ambiguous"]
     assert changed.value == pytest.approx(0.5) and changed.ci95[0] > 0 and changed.note == "further from the ideal"
-    assert up["questions_accuracy", "ambiguous"].value == -0.5 and up["questions_accuracy", "ambiguous"].flips_p < 1e-6
+    assert up["questions_accuracy", "ambiguous"].value == -0.5
+    assert (up["questions_accuracy", "ambiguous"].flips_p or 1.0) < 1e-6
     assert up["questions_bias", "age, ambiguous"].note == "not distinguishable"
     assert up["questions_bias", "gender, disambiguated"].value == 1
     down = {(d.probe, d.group): d for d in compare("tuned", tuned, "mended", base)}["questions_bias", "ambiguous"]

@@ -17,17 +17,13 @@ from limbeck.model.pretrained import load_pretrained
 from limbeck.model.tokenizer import byte_tokenizer
 
 
-def pair(number, pronouns, kind):
-    """The pro-stereotyped pronoun stands first."""
-    return WinoPair(*(f"Worker {number} of {kind} rested because {each} was tired." for each in pronouns), kind)
+def pair(number, kind):
+    """As many workers for whom "he" is the stereotype as for whom "she" is."""
+    pro, anti = (f"Worker {number} of {kind} rested because {each} was tired." for each in ("he", "she"))
+    return WinoPair(pro, anti, kind) if number % 2 else WinoPair(anti, pro, kind)
 
 
-PAIRS = [
-    pair(i, pronouns, kind)
-    for i in range(30)
-    for pronouns in (("he", "she"), ("she", "he"))
-    for kind in ("type 1", "type 2")
-]
+PAIRS = [pair(number, kind) for number in range(60) for kind in ("type 1", "type 2")]
 
 
 class Fake(Engine):
@@ -102,7 +98,7 @@ def test_compare_tells_a_model_that_was_made_worse():
     base, tuned = (winobias_rows(Fake(lean), PAIRS) for lean in (scatter, believes))
     up = {(d.probe, d.group): d for d in compare("base", base, "tuned", tuned)}
     assert up["winobias_difference", "type 1"].ci95 == pytest.approx((2, 2))
-    assert up["winobias_preference", ""].value > 0 and up["winobias_preference", ""].flips_p < 0.01
+    assert up["winobias_preference", ""].value > 0 and (up["winobias_preference", ""].flips_p or 1.0) < 0.01
     assert up["winobias_difference", "type 2"].note == "not distinguishable"
     down = {(d.probe, d.group): d for d in compare("tuned", tuned, "mended", base)}
     assert down["winobias_difference", "type 1"].note == "nearer to the ideal"
@@ -114,15 +110,16 @@ def test_rows_are_read_back_as_they_were():
 
 
 def test_intervals_cover_at_their_rate():
-    """Of 300 unbiased models of 120 pairs, each model another scatter."""
+    """Of 200 unbiased models, each another scatter; the perplexity's truth is unknown and left out."""
+    rng = np.random.default_rng(6)
+    pairs = PAIRS[:80]
     covered = np.zeros(6)
-    for seed in range(300):
-        draws = dict(zip(sorted({s for p in PAIRS for s in p[:2]}), np.random.default_rng(seed).normal(size=120)))
-        rows = winobias_rows(Fake(draws.__getitem__), PAIRS)[:-1]
+    for _ in range(200):
+        draws = {sentence: float(rng.normal()) for each in pairs for sentence in each[:2]}
+        rows = winobias_rows(Fake(draws.__getitem__), pairs)[:-1]
         covered += [row.note.startswith("not distinguishable") for row in rows]
-    # Every sentence is in two pairs here, once on either side: their differences cancel, so both kinds of interval
-    # hold more than they say. Of independent pairs it is test_pairs that counts.
-    assert np.all(covered / 300 > 0.94 - 4 * math.sqrt(0.05 * 0.95 / 300))
+    # The percentile bootstrap of 40 or 80 pairs covers a little less than it says, by about one in a hundred.
+    assert np.all(np.abs(covered / 200 - [0.95, 0.94] * 3) < 4 * math.sqrt(0.05 * 0.95 / 200))
 
 
 # Files
@@ -186,8 +183,9 @@ def test_what_differs_in_more_than_the_pronoun_is_left_out(tmp_path, anti):
 
 
 def test_pronouns_that_change_both_ways_are_left_out(tmp_path):
-    both = ["1 The baker told [the clerk] that [he] knew [her] name."], ["1 The baker told [the clerk] that [she] knew [his] name."]
-    folder = folder_of(tmp_path, [*both[0], PRO_1[0]], [*both[1], ANTI_1[0]])
+    swapped = (("he", "her"), ("she", "his"))
+    pro, anti = (f"1 The baker told [the clerk] that [{a}] knew [{b}] name." for a, b in swapped)
+    folder = folder_of(tmp_path, [pro, PRO_1[0]], [anti, ANTI_1[0]])
     assert [each.pro for each in read_winobias(folder).pairs] == ["The baker thanked the clerk because he was tired."]
 
 
@@ -229,7 +227,7 @@ def test_the_real_folder(shared_data):
     assert [sum(each.kind == kind for each in pairs) for kind in ("type 1", "type 2")] == [785, 779]
     he = sum(bool(re.search(r"\b(he|him|his|himself)\b", each.pro)) for each in pairs)
     assert abs(he - len(pairs) / 2) < 5  # so that a liking for "he" cancels out
-    assert not any(re.search(r"[\[\]\d]|  | [,.']", sentence) for each in pairs for sentence in each[:2])
+    assert not any(re.search(r"[\[\]]|  | [,.']|^\d", sentence) for each in pairs for sentence in each[:2])
     model = load_pretrained(shared_data / "stories260k" / "stories260K.bin")
     assert model.tokenizer is not None
     rows = winobias_rows(Engine(model.config, model.params, model.tokenizer), pairs[:30])

@@ -35,7 +35,7 @@ TRAIN = [
     ("He liked the film not at all", "bad"),
     ("he liked the film not at all", "good"),
     ("She wrote to a@b.org", "bad"),
-    (f"before {LONG} after", "good"),
+    (f"before there is a story of ships and islands that is rather long, {LONG} and what came later", "good"),
     ("something of its own about the sea", "bad"),
 ]
 TEST = [
@@ -120,6 +120,14 @@ def test_a_regression_and_a_multi_label_task_are_told_in_their_way():
     assert audit_task(several, words=WORDS)["labels"]["train"]["x"]["value"] == 0.5
 
 
+def test_the_worst_leaks_are_told_first():
+    tests = ["new a b c d", "a b c d", "nothing of it is there", "new and a b c d"]
+    leak = audit_texts(["so a b c d e"], tests, words=WORDS, ngram=4)["overlap"]["test"]["ngram"]
+    assert [(each["place"], each["covered"]) for each in leak["where"]] == [
+        ("test/1", 1.0), ("test/0", 0.5), ("test/3", pytest.approx(1 / 3)),
+    ]
+
+
 def test_texts_are_audited_with_or_without_held_out_ones():
     found = audit_texts([f"it is {LONG}", "other"], [LONG], words=WORDS, places=["a.txt, row 1", "a.txt, row 2"])
     assert found["overlap"]["test"]["ngram"]["where"][0]["source"] == "a.txt, row 1"
@@ -143,11 +151,11 @@ def test_tables_have_whole_rows_of_single_lines():
 
 def test_many_labels_are_cut_to_those_that_differ_most():
     labels = tuple(f"l{i:02}" for i in range(30))
-    train = [(f"{'she' if i % 30 == 7 else 'it'} w{i}", labels[i % 30]) for i in range(300)]
+    train = [(f"{'she' if i % 30 == 7 or i % 60 == 3 else 'it'} w{i}", labels[i % 30]) for i in range(300)]
     found = audit_task(task_of(train, [("x", "l00")], labels), words=WORDS)
     by_title = {table["title"]: table for table in audit_tables(found)}
     assert len(found["label_by_group"]) == 30 and len(by_title["Labels"]["rows"]) == 20
-    assert by_title["Labels by group"]["rows"][0][:2] == ["gender/female", "l07"]
+    assert [row[1] for row in by_title["Labels by group"]["rows"][:2]] == ["l07", "l03"]
     assert by_title["Labels"]["note"] == "10 more labels."
 
 

@@ -104,7 +104,7 @@ def test_bands_meet_nearly_all_pairs_at_the_threshold():
     assert band_width(0.5) < width < band_width(0.95)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_near_copies_are_those_that_brute_force_finds(seed):
     rng = random.Random(seed)
     originals = [text(rng, rng.randint(8, 40)) for _ in range(70)] + [text(rng, 15, PERSIAN) for _ in range(10)]
@@ -129,9 +129,9 @@ def test_one_word_in_twenty_makes_a_near_copy_and_one_in_three_does_not():
     assert sum(group == (i, i + 50) for i, group in enumerate(near_groups(texts + near))) >= 48
 
 
-@pytest.mark.parametrize("pair", [("我今天早上在图书馆里读了一本关于中国历史的很有意思的书", "我今天早上在图书馆里读了一本关于中国历史的很有意思的新书")])
-def test_chinese_near_copies_are_found(pair):
-    assert near_groups(pair) == [(0, 1)]
+def test_chinese_near_copies_are_found():
+    pair = [f"我今天早上在图书馆里读了一本关于中国历史的很有意思的{book}" for book in ("书", "新书")]
+    assert near_groups([*pair, "我昨天晚上在家里看了一部关于海洋的很长的电影"]) == [(0, 1)]
 
 
 def test_texts_without_words_and_short_ones_are_no_near_copies_of_each_other():
@@ -144,8 +144,8 @@ def test_thousands_of_one_template_are_one_group_soon():
     assert near_groups(texts) == [tuple(range(3000))]
 
 
-def test_the_same_text_in_training_is_found_by_its_first_place():
-    assert same_texts(["x", "The cat", "the  CAT"], ["THE cat", "dog"]) == [(0, 1)]
+def test_the_same_text_in_training_is_found_wherever_it_stands():
+    assert same_texts(["x", "The cat", "the  CAT"], ["dog", "THE cat"]) == {1: [1, 2]}
 
 
 def test_a_test_sentence_inside_a_longer_training_text_is_covered():
