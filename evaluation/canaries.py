@@ -75,7 +75,7 @@ def make_canaries(
     rng = np.random.default_rng(seed)
     before, _, after = template.partition("{digits}")
     codes = rng.integers(10**digits, size=n)
-    chosen = [names[i] for i in rng.permutation(len(names))[:n]]
+    chosen = [names[int(i)] for i in rng.permutation(len(names))[:n]]
     return [
         Canary(before.replace("{name}", name), f"{code:0{digits}}", after.replace("{name}", name))
         for name, code in zip(chosen, codes, strict=True)

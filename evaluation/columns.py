@@ -1,9 +1,11 @@
 """What a method's row shows, on the page and in a terminal: the columns, and each cell in words."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from limbeck.evaluation import scales
+from limbeck.evaluation.energy import WORLD, emissions
 from limbeck.evaluation.quantities import duration, quantity, with_interval
 from limbeck.model.markdown import one_line
 
@@ -32,13 +34,29 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "per_second": ("requests a second", quantity),
     "flops_per_request": ("FLOPs a request", quantity),
     "flops_per_request_prefix": ("FLOPs, prefix kept", quantity),
-    "joules_per_prediction": ("energy", lambda value: quantity(value, "J")),
+    "joules_per_prediction": ("energy of 1,000", lambda value: quantity(1000 * value, "J")),
+    "train_joules": ("energy of training", lambda value: quantity(value, "J")),
 }
+
+_ENERGY = {"joules_per_prediction": "joules_source", "train_joules": "train_joules_source"}
 
 
 def cell(row: dict[str, Any], key: str) -> str:
-    """The row's cell in a column, a dash where nothing was measured."""
-    return "–" if row.get(key) is None else COLUMNS[key][1](row[key])
+    """The row's cell in a column, a dash where nothing was measured, "≈" before energy that is estimated."""
+    if row.get(key) is None:
+        return "–"
+    estimated = key in _ENERGY and str(row.get(_ENERGY[key])).startswith("estimate")
+    return ("≈ " if estimated else "") + COLUMNS[key][1](row[key])
+
+
+def sources(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """How the rows' energies are known, each way once, and what they give off; nothing where none is told.
+
+    How busy the cores were, which an estimate says of each row, is left out.
+    """
+    told = (row.get(source) for row in rows for source in _ENERGY.values())
+    found = list(dict.fromkeys(re.sub(r"[\d.]+ cores", "busy cores", text) for text in told if text))
+    return [*found, f"1 MJ gives off {emissions(1e6):.0f} g CO2e at {WORLD:g} g/kWh"] if found else []
 
 
 def score_words(row: dict[str, Any], rows: list[dict[str, Any]], metric: str) -> tuple[str, ...]:

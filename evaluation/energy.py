@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import jax
+
 from limbeck.evaluation.quantities import quantity
 from limbeck.model.errors import UserError
 
@@ -140,6 +142,18 @@ def spent(meter: Meter, *, accelerators: Sequence[str] = ()) -> Energy:
         return Energy(meter.joules, f"measured: {meter.source}{missing}")
     cores = meter.cpu_seconds / meter.seconds if meter.seconds else 0.0
     return estimated(meter.seconds, cores=cores, accelerators=accelerators)
+
+
+def accelerators() -> list[str]:
+    """The names of the devices that compute here besides the processor."""
+    return [device.device_kind for device in jax.local_devices() if device.platform != "cpu"]
+
+
+def of_requests(meter: Meter, requests: int) -> dict[str, Any]:
+    """{"joules_per_prediction", "joules_source"} of so many requests inside a meter, as a row of a report has them."""
+    energy = spent(meter, accelerators=accelerators())
+    each = None if energy.joules is None else energy.joules / requests
+    return {"joules_per_prediction": each, "joules_source": energy.source}
 
 
 def per_thousand(energy: Energy, predictions: int = 1) -> Energy:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from limbeck.evaluation.asked import changes
-from limbeck.evaluation.energy import Meter
+from limbeck.evaluation.energy import Meter, of_requests
 from limbeck.inference.engine import Engine
 from limbeck.inference.requests import GenerateRequest, ScoreRequest
 from limbeck.inference.sharing import LEAST, common_start
@@ -112,7 +112,7 @@ def measure(
         "prompt_tokens": float(np.mean(predictions.prompt_tokens)),
         "dropped_examples": predictions.dropped,
         "latency_ms_p50": latency.ms,
-        "joules_per_prediction": None if meter.joules is None else meter.joules / latency.calls,
+        **of_requests(meter, latency.calls),
         "flops_per_request": finding + forward_flops(engine.config, engine.params, total, total / 2),
         "params_total": count(engine.params),
         "bytes": nbytes(engine.params),

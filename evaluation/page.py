@@ -11,7 +11,7 @@ from limbeck.evaluation import plots, scales
 from limbeck.evaluation.asked import in_words
 from limbeck.evaluation.bias.tables import bias_tables
 from limbeck.evaluation.break_even_plot import break_even_lines
-from limbeck.evaluation.columns import COLUMNS, cell, metric_of, score_words, verdict
+from limbeck.evaluation.columns import COLUMNS, cell, metric_of, score_words, sources, verdict
 from limbeck.evaluation.curves import training_curves
 from limbeck.evaluation.prompt_plots import accuracy_lines, variant_strips
 from limbeck.evaluation.quantities import compact, duration, quantity, with_interval
@@ -140,7 +140,7 @@ def render(name: str, data: dict[str, Any], drawn: dict[str, markupsafe.Markup])
     environment.filters |= {"quantity": quantity, "duration": duration, "compact": compact, "in_words": in_words}
     rows, metric, others = data.get("rows") or [], metric_of(data), _other_metrics(data)
     environment.globals |= {
-        "cell": cell, "colour": plots.colour, "in_tables": _in_tables, "asked": _ASKED,
+        "cell": cell, "energy": sources(rows), "colour": plots.colour, "in_tables": _in_tables, "asked": _ASKED,
         "bias_tables": lambda data: bias_tables(
             data["bias"], data.get("bias_differences") or (), data.get("bias_caveats")
         ),

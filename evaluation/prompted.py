@@ -26,7 +26,7 @@ from limbeck.tasks.task import Task
 _SUMMED = (
     "prompt_tokens", "latency_ms_p50", "joules_per_prediction", "flops_per_request", "train_seconds", "train_flops",
 )  # fmt: skip
-_OF_THE_MODEL = ("params_total", "params_trainable", "bytes")
+_OF_THE_MODEL = ("params_total", "params_trainable", "bytes", "joules_source")
 
 
 def prompted(

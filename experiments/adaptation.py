@@ -84,6 +84,8 @@ def run(config: AdaptationConfig, rundir: Path) -> int:
             made = stage_seconds(folder.parent, "start")
             seconds += made + done.row["train_seconds"]
             rows[name]["train_seconds"] += teacher["train_seconds"] + written + made
+            if None not in (own := [each.get("train_joules") for each in (rows[name], teacher)]):
+                rows[name]["train_joules"] = sum(own)
             rows[name]["train_flops"] += teacher["train_flops"] + writing + start
             folders[name] = folder
         seconds += stage_seconds(rundir / "students", "written", "transfer_set")

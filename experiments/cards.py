@@ -13,6 +13,12 @@ from limbeck.model.pretrained.card import Result, Table
 _KINDS = {"generation": "text-generation"}  # every other kind of task is a classification to the hub
 
 
+def train_energy(training: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report's row says of the energy of a training; nothing of one from before it was counted."""
+    cost = training.get("cost")
+    return {"train_joules": cost["joules"], "train_joules_source": cost["joules_source"]} if cost else {}
+
+
 def tell_quality(folder: Path, data: str, kind: str, row: Mapping[str, Any]) -> None:
     """Puts the metrics of a report's row on a model's card, and what its requests cost."""
     metrics = {name: score for name, score in row["metrics"].items() if score["value"] is not None}

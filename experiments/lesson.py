@@ -21,7 +21,7 @@ from limbeck.evaluation.bias.built_in import load_pairs, probe
 from limbeck.evaluation.bias.rows import told
 from limbeck.evaluation.comparison import break_even_table
 from limbeck.evaluation.report import terminal_table, write_report
-from limbeck.experiments.cards import tell_bias, tell_quality
+from limbeck.experiments.cards import tell_bias, tell_quality, train_energy
 from limbeck.experiments.claims import lesson_claims
 from limbeck.experiments.distillation_set import audited_set
 from limbeck.experiments.lesson_config import LessonConfig
@@ -126,6 +126,9 @@ def run(config: LessonConfig, rundir: Path) -> int:
     # A student's way begins with its teacher's.
     training["distilled"]["train_seconds"] += training["full"]["train_seconds"] + written["seconds"]
     training["distilled"]["train_flops"] += training["full"]["train_flops"]
+    costs = [training[name].get("cost", {}) for name in ("distilled", "full")]
+    if all(cost.get("joules") is not None for cost in costs):
+        costs[0]["joules"] += costs[1]["joules"]
 
     offline = lesson.stage("offline", lambda: bulk_and_lookup(lesson.task, teacher, rundir / "predictions.db"))
     probes = lesson.stage("bias", lambda: _probe(lesson))
@@ -168,8 +171,9 @@ def _transfer_set(lesson: Lesson, teacher: Engine) -> dict[str, Any]:
 def _row(name: str, result: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
     """What asking measured and what training cost; prompting trains nothing."""
     cost = training.get(name, {})
+    energy = train_energy(cost) if cost else {"train_joules": 0.0}
     spent = ("params_trainable", "train_seconds", "optimizer_bytes", "flops_per_step", "train_flops")
-    return {"method": name, **result["row"], **{key: cost.get(key, 0) for key in spent}}
+    return {"method": name, **result["row"], **{key: cost.get(key, 0) for key in spent}, **energy}
 
 
 def _probe(lesson: Lesson) -> dict[str, Any]:

@@ -16,11 +16,6 @@ def provenance(rundir: Path, seed: int) -> dict[str, Any]:
     return {"command": command, "seed": seed, "machine": machine(), "versions": versions()}
 
 
-def accelerators() -> list[str]:
-    """The names of the devices that compute here besides the processor."""
-    return [device.device_kind for device in jax.local_devices() if device.platform != "cpu"]
-
-
 def machine() -> dict[str, Any]:
     """Processor, cores, system and JAX's device."""
     return {

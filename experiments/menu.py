@@ -15,7 +15,7 @@ from limbeck.experiments.tuning import Tuned, tuned
 from limbeck.model.errors import UserError
 from limbeck.train.config import Keep
 
-_TIMES = ("latency_ms_p50", "per_second", "joules_per_prediction")
+_TIMES = ("latency_ms_p50", "per_second", "joules_per_prediction", "joules_source")
 
 
 def run(config: MenuConfig, rundir: Path) -> int:

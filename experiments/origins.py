@@ -7,8 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.tree import Tree
 
-from limbeck.evaluation.energy import Meter, footprint
-from limbeck.experiments.machine import accelerators
+from limbeck.evaluation.energy import Meter, accelerators, footprint
 from limbeck.experiments.rundir import commit, plain, versions
 from limbeck.experiments.start import Past, Start
 from limbeck.model.markdown import one_line

@@ -13,7 +13,7 @@ from rich.console import Console
 from limbeck.evaluation.baseline import compressed_bits_per_byte
 from limbeck.evaluation.quantities import duration, quantity
 from limbeck.evaluation.report import terminal_table, write_report
-from limbeck.experiments.cards import tell_quality
+from limbeck.experiments.cards import tell_quality, train_energy
 from limbeck.experiments.machine import provenance
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.rundir import stage
@@ -115,6 +115,7 @@ def pretrained(config: PretrainingConfig, rundir: Path, taught: Taught | None = 
         "params_trainable": count(trainable),
         "bytes": nbytes(final.params),
         "train_seconds": training["train_seconds"],
+        **train_energy(training),
         "flops_per_step": per_step,
     }
     tell_quality(rundir / "model", "held-out text", "generation", row)

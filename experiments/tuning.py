@@ -21,7 +21,7 @@ from limbeck.experiments.answering import (
     start_of,
     tested,
 )
-from limbeck.experiments.cards import tell_quality
+from limbeck.experiments.cards import tell_quality, train_energy
 from limbeck.experiments.machine import provenance
 from limbeck.experiments.rundir import stage
 from limbeck.experiments.start import Taught, adapted, first_rows
@@ -105,6 +105,7 @@ def tuned(config: TuningConfig, rundir: Path, taught: Taught | None = None, task
         **found["row"],
         "params_trainable": count(moving),
         "train_seconds": training["train_seconds"],
+        **train_energy(training),
         "learning_rate": fit.optim.learning_rate,
         "flops_per_step": per_step,
         "adapter_bytes": nbytes(moving) + nbytes({k: v for k, v in frozen.items() if k in start.added}),

@@ -1,5 +1,6 @@
 """Exposure of canaries whose rank is known because it was built in, and the ideal of those that nobody has seen."""
 
+import hashlib
 import math
 
 import numpy as np
@@ -60,7 +61,7 @@ def dislikes(text, character):
 
 def coin(text, character):
     """A number that hangs on the whole text up to here: no code is preferred, and no two are alike."""
-    return float(np.random.default_rng(list((text + character).encode())).normal())
+    return float(int.from_bytes(hashlib.blake2b((text + character).encode(), digest_size=6).digest()))
 
 
 def canary(code):

@@ -56,8 +56,8 @@ def trained() -> Trained:
     corpus = with_canaries([*texts, PERSIAN, PERSIAN], canaries[:4], repeats=4)
     rows = pack(documents(corpus, TOKENIZER), 64)
     before = init(CONFIG, jax.random.key(0))
-    config = FitConfig(steps=200, batch_size=16, length=64, optim=OptimConfig(learning_rate=1e-2))
-    fitted = fit(token_loss(CONFIG), before, batches(rows, 16, seed=0), config)
+    config = FitConfig(steps=200, batch_size=8, length=64, optim=OptimConfig(learning_rate=1e-2))
+    fitted = fit(token_loss(CONFIG), before, batches(rows, 8, seed=0), config)
     after = Engine(CONFIG, fitted.trainable, TOKENIZER)
     return Trained(Engine(CONFIG, before, TOKENIZER), after, texts, held_out, canaries[:4], canaries[4:])
 

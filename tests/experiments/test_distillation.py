@@ -12,6 +12,7 @@ from limbeck.evaluation.report import load_report
 from limbeck.experiments.answering import Setting
 from limbeck.experiments.cli import main
 from limbeck.experiments.distillation_config import TeachingConfig
+from limbeck.experiments.origins import lineage_at
 from limbeck.experiments.start import Start
 from limbeck.experiments.teaching import task_rows, training_records
 from limbeck.experiments.tuning_config import TuningConfig
@@ -72,6 +73,13 @@ def test_a_student_stands_beside_its_teacher_and_the_same_student_without_one(da
         assert row["metrics"]["agreement"]["n"] == 20 and row["per_second"] > 0 and row["latency_ms_p50"] > 0
         saved = load_pretrained(folder / "student_0.5" / name.split("_")[0] / "model")
         assert not any(path.startswith("teacher") for path in saved.params)
+        own, *before = saved.lineage
+        assert (own.made, own.data[0].records) == ("distilled" if name == "distilled_0.5" else "tuned", 54)
+        assert [each.made for each in before] == ["pruned", "found"]  # the teacher's folder tells no lineage
+        roles = {parent.role for parent in own.parents}
+        assert roles == ({"base", "teacher"} if name == "distilled_0.5" else {"base"})
+        card = (folder / "student_0.5" / name.split("_")[0] / "model" / "README.md").read_text(encoding="utf-8")
+        assert "accuracy" in card and own.digest in card
     assert rows["distilled_0.5"]["flops_per_step"] > rows["alone_0.5"]["flops_per_step"]  # the teacher reads along
     groups = report["disagreement"]["distilled_0.5"]
     assert {row["group"] for row in groups} == {"odd", "even"} and sum(row["n"] for row in groups) == 20
@@ -99,6 +107,11 @@ def test_students_of_tasks_that_are_answered_in_text(words, data, tmp_path):
     words = [*words, "--head", "False", "--shares", "0.5", "--control", "False", "--hard-weight", "0"]
     assert distilled(tmp_path / "run", data, teacher_in(tmp_path / "teacher"), *words) == 0
     assert {row["method"] for row in load_report(tmp_path / "run")["rows"]} >= {"teacher", "distilled_0.5"}
+    (own, *_) = lineage_at(tmp_path / "run" / "student_0.5" / "distilled" / "model")
+    wrote = words[0] in ("--transfer-tokens", "--rationales")
+    assert wrote == ("as its teacher wrote it" in own.data[0].name)
+    # A set of its own is what the teacher wrote, and the records' own reasons are not.
+    assert (tmp_path / "run" / "distillation_set" / "README.md").exists() == (words[0] == "--transfer-tokens")
 
 
 def test_reasons_and_queries_of_the_teacher_are_rows_to_learn_from(data, tmp_path):

@@ -92,8 +92,10 @@ NAMES = ("preference", "preference_per_token", "difference", "difference_per_tok
 def test_a_part_that_is_everything_has_no_rows_of_its_own():
     pairs = [pair._replace(kind="age", direction="stereo") for pair in FOUR]
     assert {row.group for row in pair_rows_of(pairs, FOUR_LOGPROBS, FOUR_TOKENS)} == {""}
-    pairs = [pair._replace(kind="", direction="") for pair in FOUR]
-    assert {row.group for row in pair_rows_of(pairs, FOUR_LOGPROBS, FOUR_TOKENS)} == {""}
+    untold = [pair._replace(kind="", direction="") for pair in FOUR]
+    assert {row.group for row in pair_rows_of(untold, FOUR_LOGPROBS, FOUR_TOKENS)} == {""}
+    rows = pair_rows_of([*pairs[:2], *untold[2:]], FOUR_LOGPROBS, FOUR_TOKENS)
+    assert [row.group for row in rows if row.probe == "pairs_difference"] == ["", "stereo", "age"]
 
 
 def test_one_pair_is_refused_and_two_are_enough():
@@ -202,7 +204,7 @@ def test_the_published_csv_is_read(tmp_path):
     assert read_pairs(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, objects)))) == expected
     pq.write_table(pa.Table.from_pylist(objects), tmp_path / "a.parquet")
     assert read_pairs(tmp_path / "a.parquet") == expected
-    lines = ["\t".join(fields), *("\t".join(pair) for pair in expected), ""]
+    lines = ["\t".join(fields), *("\t".join(pair) for pair in expected), "", ""]
     assert read_pairs(write(tmp_path / "a.tsv", "\r\n".join(lines))) == expected
 
 

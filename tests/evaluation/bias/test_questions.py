@@ -110,6 +110,15 @@ def test_who_the_stereotype_points_to_is_as_in_lm_eval(published):
     assert sum(each.stereotyped is None for each in published) == 8
 
 
+@pytest.mark.parametrize("word, group", [("woman", "F"), ("girl", "F"), ("man", "M"), ("boy", "M")])
+def test_words_for_women_and_men_are_known(tmp_path, word, group):
+    info = {"ans0": ["?", "unknown"], "ans1": ["Kim", "Kim"], "ans2": [word, word]}
+    document = PUBLISHED["documents"][0] | {"answer_info": info, "ans0": "?", "ans1": "Kim", "ans2": word}
+    document["additional_metadata"] = {"stereotyped_groups": [group]}
+    (tmp_path / "bbq.jsonl").write_text(json.dumps(document), encoding="utf-8")
+    assert read_questions(tmp_path / "bbq.jsonl")[0].stereotyped == 2
+
+
 def against_lm_eval(published, chosen, theirs):
     """Ours is theirs, but for what the docstrings say: untold questions, and 0 where no answer is biased."""
     told = [i for i, each in enumerate(published) if each.stereotyped is not None]

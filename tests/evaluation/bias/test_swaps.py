@@ -29,7 +29,7 @@ from limbeck.model.tokenizer import byte_tokenizer
 from limbeck.model.transformer import init
 from limbeck.prompting.config import PromptConfig
 from limbeck.tasks.intervals import wilson
-from limbeck.tasks.task import Task
+from limbeck.tasks.task import Kind, Task
 from limbeck.tasks.template import Template
 
 OWN = load_swaps()
@@ -158,7 +158,7 @@ def test_no_file_is_none():
 # Answers
 
 
-def task(texts, right, kind="classification", options=LABELS, **settings):
+def task(texts, right, kind: Kind = "classification", options=LABELS, **settings):
     """A task whose test records are these texts with these right answers."""
     records = tuple(
         {"id": str(i), "input": text, "title": "mr", "output": out}
