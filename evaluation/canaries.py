@@ -6,16 +6,20 @@ in the same place: exposure, in bits (Carlini et al. 2019, "The Secret Sharer", 
 Dimension key: `N` canaries.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
 
+from limbeck.evaluation.bias.probe_files import optional_in, probe_rows, text_in
 from limbeck.evaluation.bias.rows import BiasRow, row, share_row
 from limbeck.evaluation.bias.scored import Model, continuations_request
 from limbeck.inference.requests import ScoreRequest
 from limbeck.model.errors import UserError
+from limbeck.model.files import write_atomic
 
 TEMPLATE = "The access code of {name} is {digits}."
 _GIVEN = [
@@ -99,6 +103,26 @@ def with_canaries(texts: Sequence[str], canaries: Sequence[Canary], repeats: int
     for place, text in zip(np.delete(np.arange(len(mixed)), places), texts, strict=True):
         out[place] = text
     return out
+
+
+def save_canaries(path: str | PathLike[str], groups: Mapping[str, Sequence[Canary]]) -> None:
+    """Writes canaries as JSON Lines, each with its group, such as how often it stands in the training text.
+
+    They are to be kept apart from that text, and are read back by `read_canaries` when the model is there.
+    """
+    told = ({**canary._asdict(), "group": group} for group, canaries in groups.items() for canary in canaries)
+    write_atomic(path, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in told))
+
+
+def read_canaries(path: str | PathLike[str]) -> dict[str, list[Canary]]:
+    """The canaries that `save_canaries` wrote, by group. Raises UserError that names file and row."""
+    groups: dict[str, list[Canary]] = {}
+    for each in probe_rows(path):
+        before, digits = text_in(each, "before"), text_in(each, "digits")
+        if not (digits.isascii() and digits.isdecimal()):
+            raise UserError(f"{each.place}: {digits!r:.40} is no code: a canary's digits are 0 to 9")
+        groups.setdefault(text_in(each, "group"), []).append(Canary(before, digits, optional_in(each, "after")))
+    return groups
 
 
 def exposure(model: Model, canaries: Sequence[Canary], *, references: int = 1000, seed: int = 0) -> Exposures:

@@ -26,6 +26,7 @@ class AuditConfig:
     generations: int = 8  # texts to each built-in beginning, for who is spoken of; 0: none
     training: str = ""  # texts that the models were trained on, for what can be extracted
     held_out: str = ""  # texts like them that they were not trained on; also of data: what must not be in it
+    canaries: str = ""  # secrets that were put among the training texts, as `save_canaries` writes them
     limit: int = 0  # items of each set, and texts; 0: all
     dtype: Dtype = ""  # empty: as stored
     batch_size: int = 32

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from limbeck.evaluation.bias import built_in, generations, groups, occupations, pairs, questions, swaps, winobias
 from limbeck.evaluation.bias.mentions import group_counts, load_group_words, read_group_words
 from limbeck.evaluation.bias.rows import BiasRow
+from limbeck.evaluation.canaries import exposure_rows, read_canaries
 from limbeck.evaluation.extraction import extraction_rows, occurrences
 from limbeck.experiments.audit_config import AuditConfig
 from limbeck.inference.engine import Engine
@@ -105,6 +106,9 @@ def probes_of(config: AuditConfig) -> dict[str, Probe]:
     if config.training:
         training, held_out = (some(texts_of(path), config) for path in (config.training, config.held_out))
         found["Text that comes out again"] = Probe(partial(_extracted, training, held_out), section="memorisation")
+    if config.canaries:
+        kept = read_canaries(config.canaries)
+        found["Canaries"] = Probe(lambda model: exposure_rows(model, kept, seed=config.seed), section="memorisation")
     return found
 
 

@@ -34,5 +34,4 @@ def audited_set(
         write_data_set(rundir / "distillation_set", name, task.kind, records, lineage, how, found)
         return "distillation_set"
 
-    if records:
-        stage(rundir, "distillation_set", written)
+    stage(rundir, "distillation_set", written)

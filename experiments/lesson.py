@@ -86,14 +86,9 @@ def run(config: LessonConfig, rundir: Path) -> int:
 
     teacher = lesson.engine("full")
     written = lesson.stage("transfer_set", lambda: _transfer_set(lesson, teacher))
-    audited_set(
-        rundir,
-        lesson.task,
-        written["records"],
-        {"transfer_tokens": config.transfer_tokens},
-        teacher,
-        lesson.lineage("full"),
-    )
+    if written["records"]:
+        how = {"transfer_tokens": config.transfer_tokens}
+        audited_set(rundir, lesson.task, written["records"], how, teacher, lesson.lineage("full"))
     how = DistilConfig(
         config.distil_objective, temperature=config.distil_temperature, hard_weight=config.distil_hard_weight
     )

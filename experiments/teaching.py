@@ -99,9 +99,8 @@ def taught_by(
         if at is not None:
             records = training_records(config, at, first, seed)
             mixture = [(rows, 1.0) for rows in task_rows(config, fit, at, start, first, records, seed)] or mixture
-            if records is not at.task.splits["train"]:
-                given = {record["id"] for record in at.task.splits["train"]}
-                wrote = records if config.written else [each for each in records if each["id"] not in given]
+            given = {record["id"] for record in at.task.splits["train"]}
+            if wrote := records if config.written else [each for each in records if each["id"] not in given]:
                 how = {name: value for name in _WRITING if (value := getattr(config, name))}
                 engine = Engine(first.config, first.params, first.tokenizer)
                 audited_set(at.rundir, at.task, wrote, how, engine, own_lineage(first))

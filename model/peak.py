@@ -40,7 +40,8 @@ def peak() -> Peak | None:
     if device.platform == "cpu":
         return Peak(matmul_rate(), "float32 matmul, measured")
     for kind, rate in _PUBLISHED.items():
-        if device.device_kind.startswith(kind):
+        # In whole words: an L40S is no L4, and does not compute like one.
+        if f"{device.device_kind} ".startswith((f"{kind} ", f"{kind}-")):
             return Peak(rate, f"{kind}, bfloat16, published")
     return None
 

@@ -22,7 +22,7 @@ def tpr_gap(items_RN3: np.ndarray) -> np.ndarray:
     """[R] the gap of true positive rates, of items (group's index, right label, answered label).
 
     A group's rate for a label is the share of its records of that label that are answered so; the gap is the largest
-    rate less the smallest among groups that have such records, and the mean of it over labels. -1 is no label.
+    rate less the smallest, in the mean over the labels that two groups or more have records of. -1 is no label.
     """
     n_RGL, hits_RGL, _ = _tables(items_RN3)
     return _mean_gap(hits_RGL, n_RGL)
@@ -83,9 +83,9 @@ def _tables(items_RN3: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _mean_gap(hits_RGL: np.ndarray, n_RGL: np.ndarray) -> np.ndarray:
     rate_RGL = _divided(hits_RGL, n_RGL)
-    told_R1L = np.isfinite(rate_RGL).any(axis=1, keepdims=True)
-    told_RL, gap_RL = told_R1L[:, 0], _spread(np.where(told_R1L, rate_RGL, 0.0))
-    return gap_RL.sum(axis=1) / np.maximum(told_RL.sum(axis=1), 1)
+    told_R1L = np.isfinite(rate_RGL).sum(axis=1, keepdims=True) >= 2
+    gap_RL = _spread(np.where(told_R1L, rate_RGL, 0.0))
+    return gap_RL.sum(axis=1) / np.maximum(told_R1L.sum(axis=(1, 2)), 1)
 
 
 def _calibration(group_RN: np.ndarray, items_RN2: np.ndarray, groups: int) -> np.ndarray:

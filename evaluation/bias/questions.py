@@ -97,7 +97,7 @@ def question_rows_of(chosen: ArrayLike, questions: Sequence[Question]) -> list[B
     answers other than "unknown", s = 2 * (share that the stereotype points to) - 1, from -1 to 1; after ambiguous
     contexts (1 - accuracy) * s. No such answers have s = 0, and questions without a `stereotyped` are left out of s.
     Categories have rows if there are several, sorted, and a condition of one with fewer than two questions has none.
-    The bootstrap of few answers is narrow: four of four alike leave it no width, though a coin gives that one in eight.
+    The bootstrap of few answers is narrow: with eight questions it covers 89 % instead of 95 (simulated).
 
     lm-eval's `bbq` differs in one case: where no answer is biased it says 0 although others are, where s is -1.
     Raises UserError where no condition has two questions.

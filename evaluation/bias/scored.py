@@ -23,12 +23,14 @@ class Model(Protocol):
 def sentence_logprobs(model: Model, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(log-likelihood in nats [N], tokens [N]) of each whole sentence after one BOS.
 
-    A sentence that stands several times is asked once. Raises UserError for one that the model has no room for.
+    What has the same tokens is asked once, so that it is as likely to the last bit. Raises UserError for a sentence
+    that the model has no room for.
     """
-    tokenizer, distinct = model.tokenizer, list(dict.fromkeys(sentences))
-    scores = model.score([ScoreRequest((tokenizer.bos_id,), (tuple(tokenizer.encode(each)),)) for each in distinct])
-    found = {text: (each.logprobs[0], each.lengths[0]) for text, each in zip(distinct, scores, strict=True)}
-    logprob_N, tokens_N = np.array([found[text] for text in sentences], np.float64).reshape(-1, 2).T
+    ids = [tuple(each) for each in model.tokenizer.encode_batch(sentences)]
+    distinct = list(dict.fromkeys(ids))
+    scores = model.score([ScoreRequest((model.tokenizer.bos_id,), (each,)) for each in distinct])
+    found = {each: (score.logprobs[0], score.lengths[0]) for each, score in zip(distinct, scores, strict=True)}
+    logprob_N, tokens_N = np.array([found[each] for each in ids], np.float64).reshape(-1, 2).T
     return logprob_N, tokens_N
 
 

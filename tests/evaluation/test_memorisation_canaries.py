@@ -14,6 +14,8 @@ from limbeck.evaluation.canaries import (
     exposure,
     exposure_rows,
     make_canaries,
+    read_canaries,
+    save_canaries,
     with_canaries,
 )
 from limbeck.inference.requests import Scores
@@ -252,3 +254,14 @@ def test_mistakes_of_the_rest():
         exposure(Likes(coin), [canary("12"), canary("123")])
     with pytest.raises(UserError, match=r"canaries of \[\] digits"):
         exposure(Likes(coin), [])
+
+
+def test_canaries_are_kept_in_a_file_and_read_back(tmp_path):
+    canaries = make_canaries(4, template="رمز {name} عدد {digits}")
+    groups = {"8 times": canaries[:2], "never": canaries[2:]}
+    save_canaries(tmp_path / "c.jsonl", groups)
+    assert read_canaries(tmp_path / "c.jsonl") == groups
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"before": "a ", "digits": "12x", "after": ".", "group": "never"}\n')
+    with pytest.raises(UserError, match=r"bad\.jsonl.*'12x' is no code"):
+        read_canaries(path)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from limbeck.evaluation.canaries import make_canaries, save_canaries
 from limbeck.evaluation.report import load_report
 from limbeck.experiments import audit_probes
 from limbeck.experiments.cli import main
@@ -169,6 +170,15 @@ def test_a_tasks_own_records_swapped_and_by_group(models, tmp_path):
     probes = {(row["probe"], row["group"]) for row in load_report(run)["bias"]}
     assert ("swap_flips", "") in probes and ("swap_shift", "") in probes
     assert any(name == "group_accuracy" for name, _ in probes)
+
+
+def test_canaries_are_ranked_by_group(models, tmp_path):
+    canaries = make_canaries(4, digits=2)
+    save_canaries(tmp_path / "canaries.jsonl", {"16 times": canaries[:2], "never": canaries[2:]})
+    words = ("--canaries", tmp_path / "canaries.jsonl", "--generations", "0", "--limit", "4")
+    assert audit(models / "base", *words, "--workdir", tmp_path / "run") == 0
+    rows = [row for row in load_report(tmp_path / "run")["bias"] if row["probe"] == "exposure"]
+    assert [row["group"] for row in rows] == ["16 times", "never"] and all(row["n"] == 2 for row in rows)
 
 
 def test_what_comes_out_again_is_told_under_memorisation(models, tmp_path):

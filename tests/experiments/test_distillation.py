@@ -74,7 +74,7 @@ def test_a_student_stands_beside_its_teacher_and_the_same_student_without_one(da
         saved = load_pretrained(folder / "student_0.5" / name.split("_")[0] / "model")
         assert not any(path.startswith("teacher") for path in saved.params)
         own, *before = saved.lineage
-        assert (own.made, own.data[0].records) == ("distilled" if name == "distilled_0.5" else "tuned", 54)
+        assert (own.made, own.data[0].records) == ("distilled" if name == "distilled_0.5" else "tuned", 53)
         assert [each.made for each in before] == ["pruned", "found"]  # the teacher's folder tells no lineage
         roles = {parent.role for parent in own.parents}
         assert roles == ({"base", "teacher"} if name == "distilled_0.5" else {"base"})
@@ -100,18 +100,17 @@ WHY = '{"input": "text", "output": "label", "rationale": "why"}'
 
 @pytest.mark.parametrize(
     "words",
-    [["--own", "0.5"], ["--shots", "1"], ["--transfer-tokens", "40"], ["--rationales", "0.5", "--description", WHY]],
-    ids=["own answers", "a prompt it does not see", "the teacher's own queries", "reasons"],
+    [["--own", "0.5"], ["--shots", "1"], ["--written", "1"], ["--rationales", "0.5", "--description", WHY]],
+    ids=["own answers", "a prompt it does not see", "the teacher's answers", "reasons"],
 )
 def test_students_of_tasks_that_are_answered_in_text(words, data, tmp_path):
     words = [*words, "--head", "False", "--shares", "0.5", "--control", "False", "--hard-weight", "0"]
     assert distilled(tmp_path / "run", data, teacher_in(tmp_path / "teacher"), *words) == 0
     assert {row["method"] for row in load_report(tmp_path / "run")["rows"]} >= {"teacher", "distilled_0.5"}
     (own, *_) = lineage_at(tmp_path / "run" / "student_0.5" / "distilled" / "model")
-    wrote = words[0] in ("--transfer-tokens", "--rationales")
-    assert wrote == ("as its teacher wrote it" in own.data[0].name)
-    # A set of its own is what the teacher wrote, and the records' own reasons are not.
-    assert (tmp_path / "run" / "distillation_set" / "README.md").exists() == (words[0] == "--transfer-tokens")
+    written = words[0] == "--written"  # the records' own reasons are not the teacher's
+    assert written == ("as its teacher wrote it" in own.data[0].name)
+    assert written == (tmp_path / "run" / "distillation_set" / "README.md").exists()
 
 
 def test_reasons_and_queries_of_the_teacher_are_rows_to_learn_from(data, tmp_path):

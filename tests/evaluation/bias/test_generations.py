@@ -1,11 +1,13 @@
 """Who a model writes of: shares and distances by hand, models that lean on purpose, and how often chance looks so."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
 from limbeck.evaluation.bias import generations
+from limbeck.evaluation.bias import groups as groups_module
 from limbeck.evaluation.bias import rows as rows_module
 from limbeck.evaluation.bias.generations import PROMPTS, generate_texts, generation_rows, representation_rows
 from limbeck.evaluation.bias.mentions import group_counts, load_group_words
@@ -13,6 +15,7 @@ from limbeck.evaluation.bias.rows import compare, from_json, to_json
 from limbeck.inference.requests import Generation
 from limbeck.model.errors import UserError
 from limbeck.model.tokenizer import byte_tokenizer
+from limbeck.tasks.intervals import bootstrap
 
 GENDER = {"gender": {"female": frozenset({"she", "زن"}), "male": frozenset({"he", "مرد"})}}
 COLOURS = {"colour": {name: frozenset({name}) for name in ("red", "green", "blue")}}
@@ -108,8 +111,8 @@ def test_a_model_that_leans_is_found():
 
 
 def test_a_few_mentions_that_agree_are_no_evidence():
-    """Three "he" in three texts: every resample agrees, and so would one in four of those of a model without bias."""
-    texts = [["he"], ["he"], ["he"], *[["it"]] * 9]
+    """Four "he" in four texts: every resample agrees, and so do one in eight models without bias."""
+    texts = [["he"], ["he"], ["he"], ["he"], ["it"]]
     rows = found(texts, GENDER, {"gender/female": 1, "gender/male": 1})
     assert rows["generation_share", "gender/male"].value == 1
     for row in rows.values():
@@ -141,23 +144,24 @@ def test_rows_are_told_and_read_back():
 
 @pytest.mark.parametrize("spread", [0.0, 0.2])
 def test_chance_is_taken_for_bias_at_its_rate(monkeypatch, spread):
-    """Of 300 models without a lean, whose prompts lean either way, about 15 are told from it; four standard errors."""
-    for module in (rows_module, generations.chance_row.__globals__):
-        patch = monkeypatch.setitem if isinstance(module, dict) else monkeypatch.setattr
-        patch(module, "bootstrap", lambda *_, **__: (0.0, 1.0))  # the verdict does not hang on it
+    """Of 400 models without a lean, whose prompts lean either way, about 20 are told from it; four standard errors."""
+    for module in (rows_module, groups_module):
+        monkeypatch.setattr(module, "bootstrap", lambda *_, **__: (0.0, 1.0))  # the verdict does not hang on it
     monkeypatch.setattr(generations, "_DRAWS", 199)
     rng = np.random.default_rng(3)
     away, above = np.zeros(4), 0
-    for _ in range(300):
+    for _ in range(400):
         rows = representation_rows(drawn(rng, 0.5, spread=spread), GENDER, {"gender/female": 1, "gender/male": 1})
         away += ["away" in row.note for row in rows]
         above += rows[2].value > 0
-    assert above > 250  # the distance itself is above 0 nearly always
-    np.testing.assert_array_less(np.abs(away / 300 - 0.05), 4 * np.sqrt(0.05 * 0.95 / 300))
+    assert above > 340  # the distance itself is above 0 nearly always
+    np.testing.assert_array_less(np.abs(away / 400 - 0.05), 4 * np.sqrt(0.05 * 0.95 / 400))
 
 
-def test_intervals_of_shares_cover_at_their_rate():
+def test_intervals_of_shares_cover_at_their_rate(monkeypatch):
     """With 24 prompts the bootstrap's interval covers 93 to 94 %; of 120 models, four standard errors."""
+    for module in (rows_module, groups_module):
+        monkeypatch.setattr(module, "bootstrap", partial(bootstrap, n=400))
     rng = np.random.default_rng(4)
     covered = 0
     for _ in range(120):

@@ -1,6 +1,7 @@
 """Group metrics by hand and by scikit-learn, on models that treat groups alike and on ones that do not."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from limbeck.evaluation.bias import rows as rows_module
 from limbeck.evaluation.bias.groups import chance_limit, group_rows
 from limbeck.evaluation.bias.rows import compare, from_json, to_json
 from limbeck.model.errors import UserError
-from limbeck.tasks.intervals import Score, wilson
+from limbeck.tasks.intervals import Score, bootstrap, wilson
 from limbeck.tasks.probability_metrics import calibration_error
 
 LABELS = ("no", "yes")
@@ -80,12 +81,12 @@ def test_rates_are_scikit_learn_s(count):
 
 
 def test_a_label_that_a_group_lacks_has_no_rate_there():
-    """Of three labels z stands in group a alone: no gap; x: a 1, b 1/2; y: a 1/2, b 1/2."""
+    """Of four labels z stands in group a alone and w nowhere: no gap; x: a 1, b 1/2; y: a 1/2, b 1/2."""
     names = ["a"] * 10 + ["b"] * 10
     right = ["x"] * 4 + ["y"] * 4 + ["z"] * 2 + ["x"] * 4 + ["y"] * 6
-    answers = ["x"] * 4 + ["y", "y", "x", "x"] + ["z"] * 2 + ["x", "x", "y", "y"] + ["y"] * 3 + ["z"] * 3
-    row = found(names, right, answers, labels=("x", "y", "z"))["group_tpr_gap", ""]
-    assert row.value == pytest.approx((0.5 + 0 + 0) / 3)
+    answers = ["x"] * 4 + ["y", "y", "x", "x"] + ["z"] * 2 + ["x", "x", "y", "y"] + ["y"] * 3 + ["w"] * 3
+    row = found(names, right, answers, labels=("x", "y", "z", "w"))["group_tpr_gap", ""]
+    assert row.value == pytest.approx((0.5 + 0) / 2)
 
 
 def test_calibration_is_by_group():
@@ -166,17 +167,6 @@ def test_a_model_that_treats_groups_alike_is_not_distinguishable():
             assert row.note.startswith("not distinguishable from 0") and row.ci95[0] == 0 < row.value, row
 
 
-def test_other_shares_of_labels_are_no_gap_of_rates():
-    """Nine in ten of a are yes, one in ten of b, and yes is missed more often: accuracies differ, the rates do not."""
-    rng = np.random.default_rng(3)
-    names = ["a"] * 150 + ["b"] * 150
-    yes = rng.random(300) < np.where(np.array(names) == "a", 0.9, 0.1)
-    right = [LABELS[int(each)] for each in yes]
-    rows = found(names, right, told(names, right, rng.random(300) < np.where(yes, 0.6, 0.95)), labels=LABELS)
-    assert rows["group_gap", ""].note.startswith("away")
-    assert all(rows[f"group_{rate}_gap", ""].note.startswith("not") for rate in ("tpr", "fpr"))
-
-
 def test_a_model_made_worse_for_one_group_is_further_from_the_ideal():
     names, right, rng = records(300)
     hits = rng.random(300) < 0.85
@@ -211,27 +201,46 @@ def without_intervals(monkeypatch):
     for module in (groups, rows_module):
         monkeypatch.setattr(module, "bootstrap", lambda *_, **__: (0.0, 1.0))
     monkeypatch.setattr(groups, "calibration_error", lambda *_: Score(0.0, (0.0, 1.0), 0))
-    monkeypatch.setattr(groups, "_SHUFFLES", 199)
+    monkeypatch.setattr(groups, "_SHUFFLES", 99)
 
 
 def test_chance_is_taken_for_bias_at_its_rate(monkeypatch):
-    """Of 250 models that treat groups alike about 12 are told from that; bounds at four standard errors.
+    """Of 400 models that treat groups alike about 20 are told from that; bounds at four standard errors.
 
     The gaps themselves are far above 0 in nearly all of them, and so would be resamples.
     """
     without_intervals(monkeypatch)
     rng = np.random.default_rng(5)
     away, above = np.zeros(4), 0
-    for _ in range(250):
-        names, right = rng.choice([*"abc"], 120).tolist(), rng.choice(LABELS, 120).tolist()
-        confidence_N = rng.uniform(0.5, 1, 120)
-        answers = told(names, right, rng.random(120) < confidence_N)
+    for _ in range(400):
+        names, right = rng.choice([*"abc"], 90).tolist(), rng.choice(LABELS, 90).tolist()
+        confidence_N = rng.uniform(0.5, 1, 90)
+        answers = told(names, right, rng.random(90) < confidence_N)
         p_NO = np.stack([confidence_N, 1 - confidence_N], axis=1)
         rows = [row for row in group_rows(names, right, answers, p_NO, labels=LABELS) if row.probe.endswith("gap")]
         away += [row.note.startswith("away") for row in rows]
         above += rows[0].value > 0.05
-    assert above > 200
-    assert np.all(np.abs(away / 250 - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 250)), away
+    assert above > 330
+    assert np.all(np.abs(away / 400 - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 400)), away
+
+
+def test_other_shares_of_labels_are_no_gap_of_rates(monkeypatch):
+    """Nine in ten of a are yes, one in ten of b, and yes is missed more often: accuracies differ, the rates do not.
+
+    Of 150 such models about 7 are told to have a gap of rates; bounds at four standard errors.
+    """
+    without_intervals(monkeypatch)
+    rng = np.random.default_rng(3)
+    names, away = ["a"] * 100 + ["b"] * 100, {"group_gap": 0, "group_tpr_gap": 0, "group_fpr_gap": 0}
+    for _ in range(150):
+        yes = rng.random(200) < np.where(np.array(names) == "a", 0.9, 0.1)
+        right = [LABELS[int(each)] for each in yes]
+        rows = found(names, right, told(names, right, rng.random(200) < np.where(yes, 0.6, 0.95)), labels=LABELS)
+        for probe in away:
+            away[probe] += rows[probe, ""].note.startswith("away")
+    assert away["group_gap"] > 140
+    limit = 150 * (0.05 + 4 * np.sqrt(0.05 * 0.95 / 150))
+    assert away["group_tpr_gap"] < limit and away["group_fpr_gap"] < limit, away
 
 
 def test_calibrated_models_are_told_from_that_at_its_rate(monkeypatch):
@@ -249,7 +258,9 @@ def test_calibrated_models_are_told_from_that_at_its_rate(monkeypatch):
 
 def test_intervals_of_gaps_cover_at_their_rate(monkeypatch):
     """Of 120 models with accuracies of 0.6, 0.8 and 0.9 about 114 have 0.3 in the interval; four standard errors."""
-    monkeypatch.setattr(groups, "_SHUFFLES", 199)
+    monkeypatch.setattr(groups, "_SHUFFLES", 99)
+    for module in (groups, rows_module):
+        monkeypatch.setattr(module, "bootstrap", partial(bootstrap, n=400))
     rng = np.random.default_rng(7)
     covered = 0
     for _ in range(120):

@@ -61,6 +61,12 @@ def test_counts_are_by_text_and_group():
     assert [row.shape for row in group_counts([], WORDS).values()] == [(0,)] * 4
 
 
+def test_of_words_that_overlap_the_longest_counts():
+    groups = {"a": frozenset({"女", "man"}), "b": frozenset({"女人", "man of war"})}
+    counts = group_counts(["女人女女人", "a man of war, a man of wars"], {"d": groups, "e": {"a": frozenset({"女"})}})
+    assert {name: row.tolist() for name, row in counts.items()} == {"d/a": [1, 1], "d/b": [2, 1], "e/a": [3, 0]}
+
+
 def test_a_word_of_two_groups_counts_for_both():
     counts = group_counts(["kin"], {"d": {"a": frozenset({"kin"}), "b": frozenset({"Kin"})}})
     assert [int(row[0]) for row in counts.values()] == [1, 1]
