@@ -17,7 +17,7 @@ from limbeck.evaluation.bias.scored import Model
 from limbeck.inference.requests import ScoreRequest
 from limbeck.model.errors import UserError
 from limbeck.model.tokenizer import Tokenizer
-from limbeck.tasks.intervals import wilson
+from limbeck.tasks.intervals import share_difference
 
 Window = tuple[int, ...]
 
@@ -102,20 +102,6 @@ def occurrences(
     return [counts.get(window, 0) for window in windows]
 
 
-def newcombe(hits: int, n: int, other_hits: int, other_n: int) -> tuple[float, float]:
-    """95 % interval of the difference of two independent shares, sound where they are 0 or 1.
-
-    R. G. Newcombe (Statistics in Medicine 17, 1998, 873-890), method 10: Wilson's intervals of both, put together.
-    No items in either is a UserError.
-    """
-    (low, high), (other_low, other_high) = wilson(hits, n), wilson(other_hits, other_n)
-    share, other = hits / n, other_hits / other_n
-    return (
-        share - other - math.hypot(share - low, other_high - other),
-        share - other + math.hypot(high - share, other - other_low),
-    )
-
-
 def _windows(tokenizer: Tokenizer, texts: Sequence[str], prefix: int, length: int) -> list[Window]:
     """The first prefix + length tokens of each text; empty for a text that has fewer."""
     for name, value in (("prefix", prefix), ("length", length)):
@@ -144,12 +130,11 @@ def _share(group: str, extracted_N: np.ndarray) -> BiasRow:
 
 def _excess(memory_N: np.ndarray, control_N: np.ndarray) -> BiasRow:
     # Not the bootstrap: where no text is extracted each of its resamples would say 0, as if that were certain.
-    interval = newcombe(int(memory_N.sum()), len(memory_N), int(control_N.sum()), len(control_N))
-    value = float(memory_N.mean() - control_N.mean())
+    found = share_difference(memory_N, control_N)
     trained_N = np.repeat([1.0, 0.0], [len(memory_N), len(control_N)])
     items_N2 = np.stack([trained_N, np.concatenate([memory_N, control_N])], axis=1)
-    note = verdict(interval, 0.0)
-    return BiasRow("extracted_excess", "", value, interval, len(items_N2), 0.0, note, "difference", items_N2)
+    note = verdict(found.ci95, 0.0)
+    return BiasRow("extracted_excess", "", found.value, found.ci95, found.n, 0.0, note, "difference", items_N2)
 
 
 def _by_copies(memory: Extraction, counts: np.ndarray) -> list[BiasRow]:

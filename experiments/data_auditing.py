@@ -24,7 +24,7 @@ def audit_data(config: AuditConfig, rundir: Path) -> int:
     data = {
         "title": f"Limbeck: an audit of {source}",
         **provenance(rundir, config.seed),
-        "tables": [dict(each) for each in tables],
+        "tables": [each._asdict() for each in tables],
     }
     write_report(rundir, data)
     Console().print(terminal_table(data))

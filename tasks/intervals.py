@@ -49,6 +49,19 @@ def share(hits: ArrayLike) -> Score:
     return Score(float(hits_N.sum()) / some(hits_N.size), wilson(int(hits_N.sum()), hits_N.size), hits_N.size)
 
 
+def share_difference(hits: ArrayLike, others: ArrayLike) -> Score:
+    """The share of true values among hits [N] less that among other records' [M]; n is that of both.
+
+    R. G. Newcombe (Statistics in Medicine 17, 1998, 873-890), method 10: Wilson's intervals of both, put together; it
+    is sound where a share is 0 or 1. No records of either is a UserError.
+    """
+    a, b = share(hits), share(others)
+    value = a.value - b.value
+    low = value - math.hypot(a.value - a.ci95[0], b.ci95[1] - b.value)
+    high = value + math.hypot(a.ci95[1] - a.value, b.value - b.ci95[0])
+    return Score(value, (low, high), a.n + b.n)
+
+
 def mean(values: ArrayLike) -> Score:
     """The mean of values [N], with a bootstrap interval. No records is a UserError."""
     values_N = np.asarray(values, dtype=np.float64)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from limbeck.evaluation.data_audit.normal import folded
 from limbeck.model.errors import UserError
 
 GroupWords = Mapping[str, Mapping[str, frozenset[str]]]  # dimension -> group -> words: gender -> female -> she
@@ -62,8 +63,7 @@ def group_counts(texts: Sequence[str], words: GroupWords) -> dict[str, np.ndarra
 
 def fold(text: str) -> str:
     """The form in which words are compared: NFC, no case, one kind of apostrophe, one space for any white space."""
-    folded = unicodedata.normalize("NFC", text).casefold().replace("’", "'")
-    return unicodedata.normalize("NFC", " ".join(folded.split()))
+    return folded(text).replace("’", "'")
 
 
 def whole_words(words: Iterable[str], flags: int = 0) -> re.Pattern[str]:

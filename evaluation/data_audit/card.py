@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from limbeck.evaluation.data_audit.tables import AuditTable, audit_tables
+from limbeck.evaluation.data_audit.tables import audit_tables
 from limbeck.model.files import disk_errors, write_atomic
 from limbeck.model.markdown import escaped, table
+from limbeck.model.pretrained.card import Table
 from limbeck.model.pretrained.lineage import Lineage
 from limbeck.tasks.task import Kind, Record
 
@@ -61,7 +62,7 @@ def _card(
     }
     own = teacher[0]
     behind = ", ".join(f"{each.name} ({each.made})" for each in teacher[1:]) or "no other model"
-    tables = {each["title"]: each for each in audit_tables(found)}
+    tables = {each.title: each for each in audit_tables(found)}
     apart = (_PERSONAL, _WRITTEN, _SHIFT)
     fields = ", ".join(f"`{escaped(each)}`" for each in records[0]) if records else "none"
     parts = [
@@ -106,7 +107,7 @@ def _said(how: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in how.items()) or "none"
 
 
-def _shown(each: AuditTable | None) -> str:
+def _shown(each: Table | None) -> str:
     if each is None:
         return "not measured"
-    return table(each["header"], each["rows"]) + (f"\n\n{escaped(each['note'])}" if each["note"] else "")
+    return table(each.header, each.rows) + (f"\n\n{escaped(each.note)}" if each.note else "")

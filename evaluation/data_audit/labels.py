@@ -3,7 +3,6 @@
 Dimension key: `N` records.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from limbeck.evaluation.paired import paired_difference
-from limbeck.tasks.intervals import Score, share, some, wilson
+from limbeck.tasks.intervals import Score, share, share_difference
 
 Labels = Sequence[tuple[str, ...]]  # of each record: one, or of a multi-label task any number
 
@@ -53,23 +52,10 @@ def label_by_group(labels: Labels, options: Sequence[str], counts: Mapping[str, 
                     "label": option,
                     "rate": told(share(hits_N[in_N])),
                     "others": told(share(hits_N[~in_N])),
-                    "difference": told(independent_difference(hits_N[in_N], hits_N[~in_N])),
+                    "difference": told(share_difference(hits_N[in_N], hits_N[~in_N])),
                 }
             )
     return rows
-
-
-def independent_difference(hits: np.ndarray, others: np.ndarray) -> Score:
-    """The share among `hits` [N] less that among other records' `others` [M]; n is that of both.
-
-    Interval by Newcombe (Statistics in Medicine 17, 1998, method 10), from Wilson's of each. Either empty is a
-    UserError.
-    """
-    a, b = hits.sum() / some(len(hits)), others.sum() / some(len(others))
-    (low_a, high_a), (low_b, high_b) = wilson(int(hits.sum()), len(hits)), wilson(int(others.sum()), len(others))
-    low = a - b - math.hypot(a - low_a, high_b - b)
-    high = a - b + math.hypot(high_a - a, b - low_b)
-    return Score(float(a - b), (float(low), float(high)), len(hits) + len(others))
 
 
 def label_shift(

@@ -1,26 +1,18 @@
 """An audit as tables of text, ready for a terminal, Markdown or HTML."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 from limbeck.evaluation.quantities import quantity, with_interval
 from limbeck.model.markdown import one_line
+from limbeck.model.pretrained.card import Table
 
 _PLACES = 3  # that a cell names
 _LARGEST = 8  # scripts and languages of a split
 _ROWS = 20  # of labels and groups; the audit itself has them all
 
 
-class AuditTable(TypedDict):
-    """One table: every row has as many cells as the header, each one line of text."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    note: str
-
-
-def audit_tables(found: Mapping[str, Any]) -> list[AuditTable]:
+def audit_tables(found: Mapping[str, Any]) -> list[Table]:
     """The tables of what `audit_task`, `audit_texts` or `audit_distilled` found; none that would be empty."""
     tables = [
         *_distilled(found),
@@ -50,15 +42,15 @@ def audit_tables(found: Mapping[str, Any]) -> list[AuditTable]:
         _personal(found),
         _table("Left out", ["why", "records"], _left_out(found)),
     ]
-    return [table for table in tables if table["rows"]]
+    return [table for table in tables if table.rows]
 
 
-def _table(title: str, header: list[str], rows: list[list[str]], note: str = "") -> AuditTable:
+def _table(title: str, header: list[str], rows: list[list[str]], note: str = "") -> Table:
     lines = [[one_line(cell, 120) for cell in row] for row in rows]
-    return AuditTable(title=title, header=header, rows=lines, note=note)
+    return Table(title, header, lines, note)
 
 
-def _distilled(found: Mapping[str, Any]) -> list[AuditTable]:
+def _distilled(found: Mapping[str, Any]) -> list[Table]:
     if "distilled" not in found:
         return []
     each = found["distilled"]
@@ -82,7 +74,7 @@ def _distilled(found: Mapping[str, Any]) -> list[AuditTable]:
     ]
 
 
-def _lengths(found: Mapping[str, Any]) -> AuditTable:
+def _lengths(found: Mapping[str, Any]) -> Table:
     names = ("min", "median", "p95", "max")
     rows = [
         [split, unit, *(f"{each[name]:g}" for name in names), quantity(each["total"])]
@@ -96,7 +88,7 @@ def _lengths(found: Mapping[str, Any]) -> AuditTable:
     return _table("Lengths", ["split", "unit", "min", "median", "95 %", "max", "total"], rows)
 
 
-def _labels(found: Mapping[str, Any]) -> AuditTable:
+def _labels(found: Mapping[str, Any]) -> Table:
     splits: Mapping[str, Mapping[str, Any]] = found.get("labels", {})
     names = list(splits.get("train", ()))
     rows = [[name, *(_share(rates[name]) for rates in splits.values())] for name in names[:_ROWS]]
@@ -104,7 +96,7 @@ def _labels(found: Mapping[str, Any]) -> AuditTable:
     return _table("Labels", ["label", *splits], rows, note)
 
 
-def _by_group(found: Mapping[str, Any]) -> AuditTable:
+def _by_group(found: Mapping[str, Any]) -> Table:
     listed, note = _furthest(found.get("label_by_group", ()), "difference")
     rows = [
         [row["group"], row["label"], _share(row["rate"]), f"{row['others']['value']:.3f}", _share(row["difference"])]
@@ -125,7 +117,7 @@ def _furthest(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[Mapping
     return furthest[:_ROWS], f"{note} Shown are the furthest from it."
 
 
-def _duplicates(found: Mapping[str, Any]) -> AuditTable:
+def _duplicates(found: Mapping[str, Any]) -> Table:
     rows = []
     for split, kinds in found["duplicates"].items():
         for kind, what in (("exact", "same text"), ("contradictions", "same text, other answers"), ("near", "similar")):
@@ -136,7 +128,7 @@ def _duplicates(found: Mapping[str, Any]) -> AuditTable:
     return _table("Duplicates", ["split", "what", "groups", "extra", "the largest"], rows, note)
 
 
-def _overlap(found: Mapping[str, Any]) -> AuditTable:
+def _overlap(found: Mapping[str, Any]) -> Table:
     rows = []
     for split, each in found["overlap"].items():
         ngram = each["ngram"]
@@ -149,7 +141,7 @@ def _overlap(found: Mapping[str, Any]) -> AuditTable:
     return _table("Held-out records found in training", ["split", "what", "share", "where"], rows)
 
 
-def _personal(found: Mapping[str, Any]) -> AuditTable:
+def _personal(found: Mapping[str, Any]) -> Table:
     rows = []
     for kind, each in found["personal"].items():
         where = _where([f"{one['place']} {one['shown']}" for one in each["where"]])

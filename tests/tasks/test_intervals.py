@@ -11,7 +11,17 @@ from scipy.stats import binomtest
 
 from limbeck.model.errors import UserError
 from limbeck.tasks import intervals
-from limbeck.tasks.intervals import Score, bootstrap, bootstrap_counts, mcnemar, mean, paired_bootstrap, share, wilson
+from limbeck.tasks.intervals import (
+    Score,
+    bootstrap,
+    bootstrap_counts,
+    mcnemar,
+    mean,
+    paired_bootstrap,
+    share,
+    share_difference,
+    wilson,
+)
 
 
 @given(st.integers(1, 300), st.data(), st.sampled_from([0.8, 0.95, 0.99]))
@@ -139,3 +149,31 @@ def test_no_records_have_no_interval(measure) -> None:
 def test_wilsons_interval_holds_its_share_at_either_end(n):
     assert wilson(0, n)[0] == 0.0 and wilson(n, n)[1] == 1.0
     assert 0 < wilson(0, n)[1] < 1 and 0 < wilson(n, n)[0] < 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "interval"),
+    [
+        ((56, 70, 48, 80), (0.0524, 0.3339)),
+        ((9, 10, 3, 10), (0.1705, 0.8090)),
+        ((6, 7, 2, 7), (0.0582, 0.8062)),
+        ((5, 56, 0, 29), (-0.0381, 0.1926)),
+        ((0, 10, 0, 20), (-0.1611, 0.2775)),
+        ((10, 10, 0, 10), (0.6075, 1.0)),
+        ((10, 10, 0, 20), (0.6791, 1.0)),
+    ],
+)
+def test_a_difference_of_shares_has_newcombes_interval(counts: tuple[int, ...], interval: tuple[float, float]) -> None:
+    """Table II of the paper, method 10."""
+    hits, n, other_hits, other_n = counts
+    found = share_difference(np.arange(n) < hits, np.arange(other_n) < other_hits)
+    assert found.value == pytest.approx(hits / n - other_hits / other_n) and found.n == n + other_n
+    assert found.ci95 == pytest.approx(interval, abs=6e-5)
+
+
+def test_a_difference_of_shares_holds_the_true_one_at_its_rate() -> None:
+    rng = np.random.default_rng(0)
+    drawn = zip(rng.binomial(40, 0.1, 4000), rng.binomial(30, 0.02, 4000), strict=True)
+    found = (share_difference(np.arange(40) < a, np.arange(30) < b).ci95 for a, b in drawn)
+    covered = [low <= 0.08 <= high for low, high in found]
+    assert abs(np.mean(covered) - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 4000) + 0.02

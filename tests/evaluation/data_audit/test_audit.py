@@ -140,11 +140,11 @@ def test_tables_have_whole_rows_of_single_lines():
     found = audit_task(task, words=WORDS, filtered=[("too\nlong", 3)])
     tables = audit_tables(json.loads(json.dumps(found)))
     for table in tables:
-        assert table["rows"] and all(len(row) == len(table["header"]) for row in table["rows"])
-        assert all(isinstance(cell, str) and "\n" not in cell for row in table["rows"] for cell in row)
-    by_title = {table["title"]: table for table in tables}
-    assert by_title["Left out"]["rows"] == [["too long", "3"], ["bad rows: f.csv, row 3: no label", "1"]]
-    assert by_title["Personal data by its form"]["rows"][0] == ["email", "1", "1", "train/4 a…@…"]
+        assert table.rows and all(len(row) == len(table.header) for row in table.rows)
+        assert all(isinstance(cell, str) and "\n" not in cell for row in table.rows for cell in row)
+    by_title = {table.title: table for table in tables}
+    assert by_title["Left out"].rows == [["too long", "3"], ["bad rows: f.csv, row 3: no label", "1"]]
+    assert by_title["Personal data by its form"].rows[0] == ["email", "1", "1", "train/4 a…@…"]
     assert "What the teacher wrote" not in by_title
     assert audit_tables(audit_texts([], words=WORDS))
 
@@ -153,10 +153,10 @@ def test_many_labels_are_cut_to_those_that_differ_most():
     labels = tuple(f"l{i:02}" for i in range(30))
     train = [(f"{'she' if i % 30 == 7 or i % 60 == 3 else 'it'} w{i}", labels[i % 30]) for i in range(300)]
     found = audit_task(task_of(train, [("x", "l00")], labels), words=WORDS)
-    by_title = {table["title"]: table for table in audit_tables(found)}
-    assert len(found["label_by_group"]) == 30 and len(by_title["Labels"]["rows"]) == 20
-    assert [row[1] for row in by_title["Labels by group"]["rows"][:2]] == ["l07", "l03"]
-    assert by_title["Labels"]["note"] == "10 more labels."
+    by_title = {table.title: table for table in audit_tables(found)}
+    assert len(found["label_by_group"]) == 30 and len(by_title["Labels"].rows) == 20
+    assert [row[1] for row in by_title["Labels by group"].rows[:2]] == ["l07", "l03"]
+    assert by_title["Labels"].note == "10 more labels."
 
 
 GOLD = [(f"{'she' if i % 2 else 'he'} text number {i}", "good" if i % 4 < 2 else "bad") for i in range(40)]
@@ -176,7 +176,7 @@ def test_what_a_teacher_wrote_is_matched_by_id_and_its_shift_is_told():
     assert shifts["gender/female", "good"] == 0.5 and shifts["gender/male", "good"] == 0
     assert found["overlap"]["test"]["exact"]["where"] == [{"place": "test/0", "source": "written/0"}]
     assert json.dumps(found, allow_nan=False)
-    assert audit_tables(found)[0]["title"] == "What the teacher wrote"
+    assert audit_tables(found)[0].title == "What the teacher wrote"
 
 
 def test_answers_drawn_several_times_belong_to_one_record():

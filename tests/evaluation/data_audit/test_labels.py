@@ -5,7 +5,6 @@ import pytest
 
 from limbeck.evaluation.data_audit.labels import (
     group_mentions,
-    independent_difference,
     label_by_group,
     label_rates,
     label_shift,
@@ -27,22 +26,6 @@ def test_label_rates_are_shares_with_wilsons_interval():
 def test_labels_of_a_multi_label_task_are_counted_each():
     rates = label_rates([("a", "b"), ("a",), (), ("b",)], ("a", "b", "c"))
     assert [rates[name]["value"] for name in "abc"] == [0.5, 0.5, 0.0]
-
-
-@pytest.mark.parametrize(
-    ("hits", "others", "interval"),
-    [  # table II of Newcombe 1998, method 10
-        ((56, 70), (48, 80), (0.0524, 0.3339)),
-        ((9, 10), (3, 10), (0.1705, 0.8090)),
-        ((10, 10), (0, 20), (0.6791, 1.0)),
-        ((0, 10), (0, 20), (-0.1611, 0.2775)),
-    ],
-)
-def test_differences_have_newcombes_interval(hits, others, interval):
-    found = independent_difference(*(np.arange(n) < k for k, n in (hits, others)))
-    assert found.value == pytest.approx(hits[0] / hits[1] - others[0] / others[1])
-    assert found.ci95 == pytest.approx(interval, abs=6e-5)
-    assert found.n == hits[1] + others[1]
 
 
 def test_label_rates_by_group_on_a_table_counted_by_hand():
