@@ -148,10 +148,12 @@ def quality(rows: Sequence[dict[str, Any]], metric: str, key: str, label: str) -
 def bias_intervals(rows: Sequence[dict[str, Any]]) -> str:
     """Each probe's value with its interval for every model, a panel a probe, the ideal value as a line."""
     rows = [row for row in rows if not row.get("group")]  # the parts are in the tables
-    sets = {row.get("set", "") for row in rows}
+    asked_in: dict[str, set[str]] = {}
+    for row in rows:
+        asked_in.setdefault(row["probe"], set()).add(row.get("set", ""))
     panels_of: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        title = row["probe"] if len(sets) < 2 else f"{row['probe']} ({row['set']})"
+        title = row["probe"] if len(asked_in[row["probe"]]) < 2 else f"{row['probe']} ({row['set']})"
         panels_of.setdefault(title, []).append(row)
     models = list(dict.fromkeys(row["model"] for row in rows))
     columns = 2

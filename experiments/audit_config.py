@@ -17,6 +17,7 @@ class AuditConfig:
     questions: str = ""  # questions in the form of BBQ: .jsonl
     winobias: str = ""  # the folder of WinoBias
     occupations: str = ""  # a table: occupation, share of women
+    frames: str = ""  # sentences for it, one a line, with {occupation} and later {pronoun}; empty: the built-in ones
     task: str = ""  # for groups and counterfactuals; of data: what a task.json beside it would not say
     description: str = ""  # what a task.json says, in JSON, for data that has none
     split: str = "test"  # of the task
@@ -37,5 +38,7 @@ class AuditConfig:
         for name, least in (("shots", 0), ("generations", 0), ("limit", 0), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)}: at least {least}")
+        if self.frames and not self.occupations:
+            raise UserError(f"frames={self.frames!r} are sentences about occupations: name a table of them, too")
         if self.training and not self.held_out:
             raise UserError(f"training={self.training!r}: name held_out too, texts like these that were not trained on")

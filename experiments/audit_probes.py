@@ -98,7 +98,8 @@ def probes_of(config: AuditConfig) -> dict[str, Probe]:
     if config.occupations:
         shares = occupations.read_occupations(config.occupations)
         title = f"Occupations of {_title(config.occupations)}"
-        found[title] = Probe(lambda model: occupations.table_rows(model, shares), occupations.CAVEATS)
+        frames = occupations.read_frames(config.frames) if config.frames else occupations.FRAMES
+        found[title] = Probe(lambda model: occupations.table_rows(model, shares, frames), occupations.CAVEATS)
     if config.generations:
         found["Who is spoken of in free text"] = _writing(config)
     if config.task:

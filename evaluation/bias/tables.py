@@ -30,7 +30,8 @@ def bias_tables(
         untold = _UNTOLD if any("n.d." in cell for line in lines for cell in line) else ""
         note = " ".join(filter(None, (untold, (caveats or {}).get(name, ""))))
         tables.append(Table(name or "Bias probes", ["probe", "of", "n", "ideal", *models], lines, note))
-    return tables + _changes(differences)
+    names = dict.fromkeys(each.get("set", "") for each in differences)
+    return tables + [_changes(name, [each for each in differences if each.get("set", "") == name]) for name in names]
 
 
 def _line(probe: str, group: str, by_model: Mapping[str, Mapping[str, Any]], models: Sequence[str]) -> list[str]:
@@ -50,8 +51,8 @@ def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def _changes(differences: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """What changed from model to model, where it can be told from no change."""
+def _changes(name: str, differences: Sequence[Mapping[str, Any]]) -> Table:
+    """What of a set changed from model to model, where it can be told from no change."""
     seen = [each for each in differences if each["note"] != "not distinguishable"]
     lines = [
         [
@@ -69,5 +70,6 @@ def _changes(differences: Sequence[Mapping[str, Any]]) -> list[Table]:
         f"{len(differences) - len(seen)} of {len(differences)} paired differences are not distinguishable from none "
         "and are left out. p is McNemar's, of the items that flipped. Of twenty true zeros one is shown by chance."
     )
+    title = f"What changed: {name}" if name else "What changed"
     header = ["from → to", "probe", "of", "n", "change", "p", "the later model is"]
-    return [Table("What changed", header, lines, note)] if differences else []
+    return Table(title, header, lines, note)

@@ -148,7 +148,8 @@ def test_solved_records_that_are_held_out_stand_in_no_document_to_train_on(tmp_p
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     config = PretrainingConfig(FitConfig(1), solved=(("t.jsonl", ""),), root=str(tmp_path), held_out=0.2)
     [source] = read_sources(config)
-    training, held_out = ({line for text in part for line in str(text).split("\n")} for part in source[1:3])
+    parts = (source.training, source.held_out)
+    training, held_out = ({line for text in part for line in str(text).split("\n")} for part in parts)
     assert len(training) > 100 and len(held_out) > 15 and not training & held_out
     test = {f"{record['input']}: {record['output']}" for record in load_task(tmp_path / "t.jsonl").splits["test"]}
     assert test and not (training | held_out) & test

@@ -149,7 +149,7 @@ def test_what_the_teacher_refuses_is_said_and_dropped(teacher, tmp_path, monkeyp
 
     monkeypatch.setattr(Scripted, "generate", refuse)
     assert [record["id"] for record in draw(teacher, tmp_path, samples=3)] == ["fig/0", "fig/2", "plum/0", "plum/2"]
-    assert "note: 2 of 6 texts were refused: no room" in capsys.readouterr().err
+    assert "note: 2 of 6 were refused: no room" in capsys.readouterr().err
 
 
 def test_what_cannot_be_sampled_is_one_line(teacher, tmp_path):
