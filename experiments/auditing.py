@@ -13,13 +13,14 @@ from limbeck.evaluation.bias.tables import bias_tables
 from limbeck.evaluation.report import shown_table, terminal_table, write_report
 from limbeck.experiments.audit_config import AuditConfig
 from limbeck.experiments.audit_probes import Kept, Probe, Unanswered, probes_of
-from limbeck.experiments.data_auditing import audit_data
+from limbeck.experiments.data_auditing import audit_data, data_tables
 from limbeck.experiments.machine import provenance
 from limbeck.experiments.origins import lineage_at, related
 from limbeck.experiments.rundir import stage
 from limbeck.inference.engine import Engine
 from limbeck.model.errors import UserError
 from limbeck.model.pretrained import add_to_card, load_pretrained
+from limbeck.model.pretrained.card import Table
 from limbeck.model.pretrained.lineage import Lineage
 
 
@@ -58,6 +59,7 @@ def _audit_models(config: AuditConfig, rundir: Path) -> int:
         [{**each, "set": title} for title, found in of_sets.items() for each in found[part]]
         for part in ("rows", "differences")
     )
+    of_data = stage(rundir, "data", lambda: [each._asdict() for each in data_tables(config)])
     caveats = {title: probe.caveats for title, probe in probes.items()}
     data = {
         "title": f"Limbeck: an audit of {', '.join(paths)}",
@@ -66,6 +68,7 @@ def _audit_models(config: AuditConfig, rundir: Path) -> int:
         "bias": rows,
         "bias_differences": differences,
         "bias_caveats": caveats,
+        **({"tables": of_data} if of_data else {}),
         "skipped": unmeasured + [line for probe in probes.values() for line in probe.left_out],
     }
     write_report(rundir, data)
@@ -76,7 +79,7 @@ def _audit_models(config: AuditConfig, rundir: Path) -> int:
     for name, path in paths.items():
         own = [each for each in rows if each["model"] == name]
         changes = [each for each in differences if each["after"] == name]
-        sections = {}
+        sections = {"data": [Table(**each) for each in of_data]} if of_data else {}
         for section in {probe.section for probe in probes.values()}:
             of = {title for title, probe in probes.items() if probe.section == section}
             parts = ([each for each in listed if each["set"] in of] for listed in (own, changes))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.evaluation.bias.tables import bias_tables
+from limbeck.evaluation.data_audit.tables import audit_tables
 from limbeck.evaluation.energy import Energy, told
 from limbeck.evaluation.quantities import quantity, with_interval
 from limbeck.model.pretrained import add_to_card
@@ -39,6 +40,11 @@ def tell_quality(folder: Path, data: str, kind: str, row: Mapping[str, Any]) -> 
         costs.append(["energy of 1,000 requests", told(energy)])
     sections["energy"] = [Table("What it takes", ["what", "measured"], costs)]
     add_to_card(folder, sections, results)
+
+
+def tell_data(folder: Path, audit: Mapping[str, Any]) -> None:
+    """Puts the audit of the data that a model was trained on on its card."""
+    add_to_card(folder, {"data": audit_tables(audit)})
 
 
 def tell_bias(folder: Path, name: str, probes: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from limbeck.evaluation.bias.mentions import load_group_words, read_group_words
+from limbeck.evaluation.bias.mentions import GroupWords, load_group_words, read_group_words
 from limbeck.evaluation.data_audit.audit import audit_task, audit_texts
 from limbeck.evaluation.data_audit.tables import audit_tables
 from limbeck.evaluation.report import terminal_table, write_report
@@ -14,6 +14,7 @@ from limbeck.experiments.audit_probes import some, task_of, texts_of
 from limbeck.experiments.machine import provenance
 from limbeck.experiments.rundir import stage
 from limbeck.model.errors import UserError
+from limbeck.model.pretrained.card import Table
 
 
 def audit_data(config: AuditConfig, rundir: Path) -> int:
@@ -32,8 +33,22 @@ def audit_data(config: AuditConfig, rundir: Path) -> int:
     return 0
 
 
+def data_tables(config: AuditConfig) -> list[Table]:
+    """The audit of what models are said to be trained on: a task, texts, or both."""
+    words = _words(config)
+    found = [audit_task(task_of(config, config.task), words=words)] if config.task else []
+    if config.training:
+        texts, held_out = (some(texts_of(path), config) for path in (config.training, config.held_out))
+        found.append(audit_texts(texts, held_out, words=words))
+    return [table for each in found for table in audit_tables(each)]
+
+
+def _words(config: AuditConfig) -> GroupWords:
+    return read_group_words(config.words) if config.words else load_group_words()
+
+
 def _found(config: AuditConfig, source: str) -> dict[str, Any]:
-    words = read_group_words(config.words) if config.words else load_group_words()
+    words = _words(config)
     try:
         task = task_of(config, source)
     except UserError as no_task:

@@ -18,10 +18,12 @@ from limbeck.distill.rows.transfer_set import write_transfer_set
 from limbeck.distill.teacher import STUDENT, distillation_loss, with_teacher
 from limbeck.evaluation.baseline import baselines
 from limbeck.evaluation.bias.built_in import load_pairs, probe
+from limbeck.evaluation.bias.mentions import load_group_words
 from limbeck.evaluation.bias.rows import told
 from limbeck.evaluation.comparison import break_even_table
+from limbeck.evaluation.data_audit.audit import audit_task
 from limbeck.evaluation.report import terminal_table, write_report
-from limbeck.experiments.cards import tell_bias, tell_quality, train_energy
+from limbeck.experiments.cards import tell_bias, tell_data, tell_quality, train_energy
 from limbeck.experiments.claims import lesson_claims
 from limbeck.experiments.distillation_set import audited_set
 from limbeck.experiments.lesson_config import LessonConfig
@@ -130,6 +132,9 @@ def run(config: LessonConfig, rundir: Path) -> int:
     rows = [_row(name, results[name], training) for name in PROMPTED + TRAINED]
     for name, row in zip(TRAINED, rows[len(PROMPTED) :], strict=True):
         tell_quality(rundir / "models" / name, lesson.task.name, lesson.task.kind, row)
+    audit = lesson.stage("data_audit", lambda: audit_task(lesson.task, words=load_group_words()))
+    for name in TRAINED:
+        tell_data(rundir / "models" / name, audit)
     for name, model in PROBED.items():
         tell_bias(rundir / "models" / model, name, probes)
     rows += lesson.stage("baselines", lambda: baselines(lesson.task))

@@ -185,7 +185,7 @@ def _body(config: ModelConfig, lineage: Lineage, sections: Mapping[str, Sequence
         "## Model Examination\n\n### Memorisation",
         _tables(sections, "memorisation"),
         "## Environmental Impact",
-        _list({f"Training: {name}": str(value) for name, value in own.cost.items() if value is not None}),
+        _list(_cost(own.cost)),
         _tables(sections, "energy"),
         "## Technical Specifications",
         _list({
@@ -198,6 +198,20 @@ def _body(config: ModelConfig, lineage: Lineage, sections: Mapping[str, Sequence
         _UNSTATED,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _cost(cost: Mapping[str, Any]) -> dict[str, str]:
+    """What training took, in words; nothing of what is not known."""
+    told = {
+        "Time": ("seconds", "{:,.1f} s"),
+        "Processor time": ("cpu_seconds", "{:,.1f} s of one core"),
+        "FLOPs": ("flops", "{:.3g}"),
+        "Energy": ("joules", "{:,.0f} J"),
+        "Energy is": ("joules_source", "{}"),
+        "Carbon Emitted": ("grams_co2e", "{:.3g} g CO2e"),
+        "at": ("grams_per_kwh", "{:g} g CO2e a kWh"),
+    }
+    return {name: words.format(cost[key]) for name, (key, words) in told.items() if cost.get(key) is not None}
 
 
 def _about(origin: Origin) -> str:

@@ -170,6 +170,8 @@ def test_a_tasks_own_records_swapped_and_by_group(models, tmp_path):
     probes = {(row["probe"], row["group"]) for row in load_report(run)["bias"]}
     assert ("swap_flips", "") in probes and ("swap_shift", "") in probes
     assert any(name == "group_accuracy" for name, _ in probes)
+    told = json.loads((models / "base" / "card.json").read_text(encoding="utf-8"))["sections"]
+    assert "Labels" in [each["title"] for each in told["data"]]  # the task's own audit, where a card tells of data
 
 
 def test_canaries_are_ranked_by_group(models, tmp_path):
