@@ -144,8 +144,9 @@ def _writing(config: AuditConfig) -> Probe:
         reference = {name: int(counts_N.sum()) for name, counts_N in counts.items()}
 
     def rows(model: Kept) -> Sequence[BiasRow]:
-        drawn = {"samples": config.generations, "seed": config.seed}
-        return generations.generation_rows(model, words, reference=reference, **drawn)
+        return generations.generation_rows(
+            model, words, samples=config.generations, seed=config.seed, reference=reference
+        )
 
     return Probe(rows, generations.CAVEATS)
 

@@ -11,6 +11,7 @@ from limbeck.model.pretrained import load_pretrained
 @pytest.fixture(scope="module")
 def stories(shared_data):
     model = load_pretrained(shared_data / "stories260k" / "stories260K.bin")
+    assert model.tokenizer is not None
     return Engine(model.config, model.params, model.tokenizer)
 
 

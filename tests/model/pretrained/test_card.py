@@ -59,16 +59,18 @@ def test_a_saved_model_has_a_card_that_says_what_was_not_measured(folder):
 
 def test_its_metadata_is_what_the_hub_reads(folder):
     add_to_card(folder, {"bias": [BIAS]}, [RESULT])
-    data = ModelCard.load(folder / "README.md").data
-    assert (data.library_name, data.pipeline_tag, data.base_model) == ("limbeck", "text-generation", ["stories260k"])
-    assert data.datasets == ["sst2"] and data.metrics == ["accuracy"]
-    (result,) = data.eval_results
-    assert (result.dataset_name, result.metric_type, result.metric_value) == ("sst2", "accuracy", 0.81)
-    assert data.to_dict()["co2_eq_emissions"]["emissions"] == 0.01
+    data = ModelCard.load(folder / "README.md").data.to_dict()
+    assert (data["library_name"], data["pipeline_tag"]) == ("limbeck", "text-generation")
+    assert (data["base_model"], data["datasets"], data["metrics"]) == (["stories260k"], ["sst2"], ["accuracy"])
+    (model,) = data["model-index"]
+    (result,) = model["results"]
+    assert result["dataset"]["name"] == "sst2"
+    assert [(each["type"], each["value"]) for each in result["metrics"]] == [("accuracy", 0.81)]
+    assert data["co2_eq_emissions"]["emissions"] == 0.01
 
 
 def test_what_is_measured_later_joins_what_was_before(folder):
-    assert add_to_card(folder, {"bias": [BIAS]}).name == "README.md"
+    assert add_to_card(folder, {"bias": [BIAS]}) == folder / "README.md"
     add_to_card(folder, {"evaluation": [Table("sst2", ["metric", "value"], [["accuracy", "0.81"]])]}, [RESULT])
     text = text_of(folder)
     assert r"**Pairs \| all**" in text and "| accuracy | 0.81 |" in text and r"No more than \*these\*." in text
@@ -87,9 +89,9 @@ def test_a_card_does_not_make_the_model_another(folder):
 
 def test_a_readme_that_somebody_changed_stays(folder):
     (folder / "README.md").write_text("mine")
-    assert add_to_card(folder, {"bias": [BIAS]}).name == "card.md"
+    assert add_to_card(folder, {"bias": [BIAS]}) == folder / "card.md"
     assert text_of(folder) == "mine" and "pairs" in (folder / "card.md").read_text()
-    assert add_to_card(folder, {}).name == "card.md"
+    assert add_to_card(folder, {}) == folder / "card.md"
     save_pretrained(folder, CONFIG, init(CONFIG, jax.random.key(1)))
     assert add_to_card(folder, {"bias": [BIAS]}) is None  # it tells no lineage
     assert text_of(folder) == "mine" and not (folder / "card.json").exists()
