@@ -35,7 +35,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "flops_per_request": ("FLOPs a request", quantity),
     "flops_per_request_prefix": ("FLOPs, prefix kept", quantity),
     "joules_per_prediction": ("energy of 1,000", lambda value: quantity(1000 * value, "J")),
-    "train_joules": ("energy of training", lambda value: quantity(value, "J")),
+    "train_joules": ("energy of its own training", lambda value: quantity(value, "J")),
 }
 
 _ENERGY = {"joules_per_prediction": "joules_source", "train_joules": "train_joules_source"}
@@ -55,7 +55,7 @@ def sources(rows: Sequence[dict[str, Any]]) -> list[str]:
     How busy the cores were, which an estimate says of each row, is left out.
     """
     told = (row.get(source) for row in rows for source in _ENERGY.values())
-    found = list(dict.fromkeys(re.sub(r"[\d.]+ cores", "busy cores", text) for text in told if text))
+    found = list(dict.fromkeys(re.sub(r"[\d.]+ cores?", "busy cores", text) for text in told if text))
     return [*found, f"1 MJ gives off {emissions(1e6):.0f} g CO2e at {WORLD:g} g/kWh"] if found else []
 
 

@@ -121,7 +121,7 @@ def estimated(seconds: float, *, cores: float, accelerators: Sequence[str] = ())
     for name, value in (("seconds", seconds), ("cores", cores)):
         if not value >= 0:
             raise UserError(f"{name}={value}: must be 0 or more")
-    told = [f"{quantity(cores)} core{'s' * (cores != 1)} at {CORE_WATTS:g} W (Green Algorithms)"]
+    told = [_busy(cores)]
     watts = cores * CORE_WATTS
     for kind in accelerators:
         if (board := _board_watts(kind)) is None:
@@ -135,13 +135,18 @@ def spent(meter: Meter, *, accelerators: Sequence[str] = ()) -> Energy:
     """What a meter measured, or else an estimate by the CPU-seconds that the process used.
 
     `accelerators` are the names of the devices that it used besides (`device_kind` of JAX, without CPUs). Where only
-    the processor could be measured, the source names those that are missing.
+    the processor could be measured, the source names those that are missing. Where only GPUs could, the processor is
+    estimated and the whole is an estimate; GPUs that were not used are left out, for theirs is what an idle one takes.
     """
-    if meter.joules is not None:
-        missing = f", without {', '.join(accelerators)}" if accelerators and meter.source == "rapl" else ""
-        return Energy(meter.joules, f"measured: {meter.source}{missing}")
     cores = meter.cpu_seconds / meter.seconds if meter.seconds else 0.0
-    return estimated(meter.seconds, cores=cores, accelerators=accelerators)
+    if meter.joules is None:
+        return estimated(meter.seconds, cores=cores, accelerators=accelerators)
+    if meter.source == "nvml" and not accelerators:
+        return estimated(meter.seconds, cores=cores)
+    if meter.source == "nvml":
+        return Energy(meter.joules + meter.cpu_seconds * CORE_WATTS, f"estimate: nvml, and {_busy(cores)}")
+    missing = f", without {', '.join(accelerators)}" if accelerators and meter.source == "rapl" else ""
+    return Energy(meter.joules, f"measured: {meter.source}{missing}")
 
 
 def accelerators() -> list[str]:
@@ -154,13 +159,6 @@ def of_requests(meter: Meter, requests: int) -> dict[str, Any]:
     energy = spent(meter, accelerators=accelerators())
     each = None if energy.joules is None else energy.joules / requests
     return {"joules_per_prediction": each, "joules_source": energy.source}
-
-
-def per_thousand(energy: Energy, predictions: int = 1) -> Energy:
-    """The energy of a thousand predictions, known as that of `predictions` of them is; none is a UserError."""
-    if predictions < 1:
-        raise UserError(f"predictions={predictions}: must be at least 1")
-    return energy._replace(joules=None if energy.joules is None else 1000 * energy.joules / predictions)
 
 
 def emissions(joules: float, grams_per_kwh: float = WORLD) -> float:
@@ -193,6 +191,10 @@ def footprint(
         "grams_co2e": None if energy.joules is None else emissions(energy.joules, grams_per_kwh),
         "grams_per_kwh": grams_per_kwh,
     }
+
+
+def _busy(cores: float) -> str:
+    return f"{quantity(cores)} core{'s' * (cores != 1)} at {CORE_WATTS:g} W (Green Algorithms)"
 
 
 def _board_watts(kind: str) -> float | None:

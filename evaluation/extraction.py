@@ -3,7 +3,7 @@
 What it writes may also be right because it is predictable, so the same is asked of texts that the model never saw:
 only what texts of its training have above these is memory.
 
-Dimension key: `N` texts that are long enough, `T` tokens of a document, `W` tokens of a window.
+Dimension key: `N` distinct windows, the first tokens of texts that are long enough, `T` tokens of a document, `W` tokens of a window.
 """
 
 import math
@@ -27,10 +27,10 @@ _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 
 
 class Extraction(NamedTuple):
-    """Whether each text is extractable [N], which of the texts given these N are, and how many were too short."""
+    """Whether each distinct window is extractable [N], the first text that begins with it, how many were too short."""
 
     extracted_N: np.ndarray
-    asked_N: np.ndarray
+    first_N: np.ndarray
     left_out: int
 
 
@@ -38,23 +38,25 @@ def extraction(model: Model, texts: Sequence[str], *, prefix: int = 32, length: 
     """Which texts a model continues word for word, greedily, from their first `prefix` tokens for `length` more.
 
     That is extractability with k tokens of context (Carlini et al. 2023, arXiv 2202.07646, definition 3.1), of one
-    place in each text: its beginning. A text shorter than both together is left out. Raises UserError where that
-    leaves none, and for a window that the model has no room for.
+    place in each text: its beginning. Texts that begin with the same tokens are one item, or copies would pass for
+    evidence. A text shorter than both together is left out. Raises UserError where that leaves none, and for a window
+    that the model has no room for.
     """
     windows = _windows(model.tokenizer, texts, prefix, length)
-    asked = [i for i, window in enumerate(windows) if window]
-    distinct = list(dict.fromkeys(window for window in windows if window))
-    if not distinct:
+    first: dict[Window, int] = {}
+    for i, window in enumerate(windows):
+        if window:
+            first.setdefault(window, i)
+    if not first:
         raise UserError(
             f"none of {len(texts)} texts has {prefix + length} tokens (prefix={prefix}, length={length}): give longer "
             "texts, or a smaller prefix and length"
         )
     bos = model.tokenizer.bos_id
     # One pass says whether greedy writing would give these very tokens: each is the likeliest after those before it.
-    scores = model.score([ScoreRequest((bos, *window[:prefix]), (window[prefix:],)) for window in distinct])
-    found = {window: each.greedy[0] for window, each in zip(distinct, scores, strict=True)}
-    extracted_N = np.array([found[windows[i]] for i in asked], bool)
-    return Extraction(extracted_N, np.array(asked), len(texts) - len(asked))
+    scores = model.score([ScoreRequest((bos, *window[:prefix]), (window[prefix:],)) for window in first])
+    extracted_N = np.array([each.greedy[0] for each in scores], bool)
+    return Extraction(extracted_N, np.array(list(first.values())), windows.count(()))
 
 
 def extraction_rows(
@@ -68,9 +70,10 @@ def extraction_rows(
 ) -> list[BiasRow]:
     """The share of training texts that are extractable, that of texts never trained on, and what it has above them.
 
-    `extracted` of either group has no ideal, `extracted_excess`, their difference, has 0; its interval is Newcombe's.
-    With `counts` (`occurrences` of the training texts) `extracted_by_copies` is the share among texts that stand in
-    so many training examples, where there are two or more: a model that is k-eidetic (Carlini et al. 2021, arXiv
+    An item is a distinct window, however many texts begin with it, and n is their number. `extracted` of either group
+    has no ideal, `extracted_excess`, their difference, has 0; its interval is Newcombe's. With `counts` (`occurrences`
+    of the training texts in the whole training set) `extracted_by_copies` is the share among windows that stand in so
+    many training examples, where there are two windows or more: a model that is k-eidetic (Carlini et al. 2021, arXiv
     2012.07805, definition 2) knows texts with few copies. Texts that are too short are in no row. Raises UserError as
     `extraction` does, and for a training text whose count is 0.
     """
@@ -138,9 +141,9 @@ def _excess(memory_N: np.ndarray, control_N: np.ndarray) -> BiasRow:
 
 
 def _by_copies(memory: Extraction, counts: np.ndarray) -> list[BiasRow]:
-    counts_N = counts[memory.asked_N]
+    counts_N = counts[memory.first_N]
     if (counts_N < 1).any():
-        text = int(memory.asked_N[np.argmin(counts_N)]) + 1
+        text = int(memory.first_N[np.argmin(counts_N)]) + 1
         raise UserError(f"training text {text} stands in 0 training examples: count in the texts that were trained on")
     rows = []
     for copies, (least, most) in BUCKETS.items():

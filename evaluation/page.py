@@ -15,8 +15,8 @@ from limbeck.evaluation.columns import COLUMNS, cell, metric_of, score_words, so
 from limbeck.evaluation.curves import training_curves
 from limbeck.evaluation.prompt_plots import accuracy_lines, variant_strips
 from limbeck.evaluation.quantities import compact, duration, quantity, with_interval
-from limbeck.model.markdown import escaped, table
-from limbeck.model.pretrained.card import Table
+from limbeck.model.markdown import escaped
+from limbeck.model.pretrained.card import Table, in_markdown
 from limbeck.prompting.config import View
 from limbeck.tasks.label_metrics import normalise
 from limbeck.tasks.metrics import METRICS
@@ -121,12 +121,9 @@ def _escape_markdown(value: Any) -> Any:
 
 
 def _in_tables(tables: Sequence[Table | dict[str, Any]]) -> markupsafe.Markup:
-    """Tables in Markdown, each under its title; their text is escaped here."""
-    parts = []
-    for each in (Table(**each) if isinstance(each, dict) else each for each in tables):
-        parts += [f"**{escaped(each.title)}**", table(each.header, each.rows)]
-        parts += [escaped(each.note)] if each.note else []
-    return markupsafe.Markup("\n\n".join(parts))  # noqa: S704
+    """Tables in Markdown, one after another; their text is escaped there."""
+    parts = [Table(**each) if isinstance(each, dict) else each for each in tables]
+    return markupsafe.Markup("\n\n".join(map(in_markdown, parts)))  # noqa: S704
 
 
 def render(name: str, data: dict[str, Any], drawn: dict[str, markupsafe.Markup]) -> str:

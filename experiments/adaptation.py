@@ -84,8 +84,6 @@ def run(config: AdaptationConfig, rundir: Path) -> int:
             made = stage_seconds(folder.parent, "start")
             seconds += made + done.row["train_seconds"]
             rows[name]["train_seconds"] += teacher["train_seconds"] + written + made
-            if None not in (own := [each.get("train_joules") for each in (rows[name], teacher)]):
-                rows[name]["train_joules"] = sum(own)
             rows[name]["train_flops"] += teacher["train_flops"] + writing + start
             folders[name] = folder
         seconds += stage_seconds(rundir / "students", "written", "transfer_set")
@@ -197,7 +195,7 @@ def _probed(base: Engine, folders: Mapping[str, Path]) -> dict[str, Any]:
     found |= {name: probe(_engine(folder), pairs) for name, folder in folders.items()}
     share = {name: next(row for row in rows if row.probe == "stereotype_preference") for name, rows in found.items()}
     stereotyped = {name: {"value": row.value, "ci95": list(row.ci95), "n": row.n} for name, row in share.items()}
-    return {"stereotyped": stereotyped, **told(found)}
+    return {"stereotyped": stereotyped, "rows": told(found), "differences": []}
 
 
 def _best(rows: Mapping[str, Mapping[str, Any]], task: Task) -> str:

@@ -53,7 +53,8 @@ def setting(config: TuningConfig, rundir: Path, task: Task | None = None) -> Set
     """Loads the task that a config names, if it is not given."""
     if task is None:
         described = json.loads(config.description) if config.description else None
-        task = _validated(load_task(config.task, description=described, on_bad_row=config.on_bad_row), config.held_out)
+        task = load_task(config.task, description=described, on_bad_row=config.on_bad_row)
+        task = with_validation(task, config.held_out)
     return Setting(config, rundir, task, config.head and task.kind != "generation")
 
 
@@ -177,7 +178,7 @@ def _asked(at: Setting, start: Start, params: Params) -> dict[str, Any]:
     }
 
 
-def _validated(task: Task, share: float) -> Task:
+def with_validation(task: Task, share: float) -> Task:
     """The task with a validation split: its own, or a share of the training records, by their content."""
     if task.splits.get("validation"):
         return task

@@ -1,11 +1,27 @@
 """What an audit reads from an experiment file or the command line; jax-free."""
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, get_args
 
 from limbeck.model.errors import UserError, one_of
 
 Dtype = Literal["", "float32", "bfloat16", "float16"]
+
+
+def names_of(paths: Sequence[str]) -> list[str]:
+    """What a reader would call each: the end of its path, as long as tells it from the others.
+
+    Every run calls its model `model`: that part is left out. Raises UserError for one that is named twice.
+    """
+    parts = [[part for part in Path(path).resolve().parts if part != "model"] for path in paths]
+    if len(set(map(tuple, parts))) < len(paths):
+        raise UserError(f"{', '.join(paths)}: name each once")
+    length = 1
+    while len({tuple(each[-length:]) for each in parts}) < len(parts):
+        length += 1
+    return ["/".join(each[-length:]) for each in parts]
 
 
 @dataclasses.dataclass(frozen=True)

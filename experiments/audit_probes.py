@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
-from functools import partial
+import random
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +18,7 @@ from limbeck.inference.job import BulkRequest
 from limbeck.inference.requests import GenerateRequest, Generation, ScoreRequest, Scores
 from limbeck.inference.stored import stored_results
 from limbeck.model.errors import UserError
+from limbeck.model.pretrained.lineage import data_of
 from limbeck.model.progress import no_progress
 from limbeck.model.tokenizer import Tokenizer
 from limbeck.prompting.config import PromptConfig
@@ -67,12 +68,13 @@ class Kept:
 
 
 class Probe(NamedTuple):
-    """What is measured of a model, in which section a card tells it, what is to be known beside it, and what was not.
+    """What is measured of a model, by which items, what is to be known beside it, and in which section a card tells it.
 
-    `left_out` has a line for each item of the file that is not asked.
+    `digest` is that of all that is asked; `left_out` has a line for each item of the file that is not.
     """
 
     measure: Callable[[Kept], Sequence[BiasRow]]
+    digest: str
     caveats: str = ""
     section: str = "bias"
     left_out: tuple[str, ...] = ()
@@ -97,19 +99,33 @@ def probes_of(config: AuditConfig) -> dict[str, Probe]:
         found["WinoBias"] = probe._replace(left_out=read.skipped)
     if config.occupations:
         shares = occupations.read_occupations(config.occupations)
-        title = f"Occupations of {_title(config.occupations)}"
         frames = occupations.read_frames(config.frames) if config.frames else occupations.FRAMES
-        found[title] = Probe(lambda model: occupations.table_rows(model, shares, frames), occupations.CAVEATS)
+        found[f"Occupations of {_title(config.occupations)}"] = Probe(
+            lambda model: occupations.table_rows(model, shares, frames),
+            _digest([*shares.items(), *frames]),
+            occupations.CAVEATS,
+        )
     if config.generations:
         found["Who is spoken of in free text"] = _writing(config)
     if config.task:
         found |= _of_task(config)
     if config.training:
-        training, held_out = (some(texts_of(path), config) for path in (config.training, config.held_out))
-        found["Text that comes out again"] = Probe(partial(_extracted, training, held_out), section="memorisation")
+        texts, held_out = (texts_of(path) for path in (config.training, config.held_out))
+        asked = some(texts, config)
+        found["Text that comes out again"] = Probe(
+            lambda model: extraction_rows(
+                model, asked, some(held_out, config), occurrences(model.tokenizer, asked, texts)
+            ),
+            _digest([asked, texts, held_out, config.limit]),
+            section="memorisation",
+        )
     if config.canaries:
         kept = read_canaries(config.canaries)
-        found["Canaries"] = Probe(lambda model: exposure_rows(model, kept, seed=config.seed), section="memorisation")
+        found["Canaries"] = Probe(
+            lambda model: exposure_rows(model, kept, seed=config.seed),
+            _digest([*kept.items(), config.seed]),
+            section="memorisation",
+        )
     return found
 
 
@@ -124,15 +140,21 @@ def texts_of(path: str) -> list[str]:
 
 
 def some(items: Sequence[T], config: AuditConfig) -> Sequence[T]:
-    """As many of the items as the config asks for."""
-    return items[: config.limit] if config.limit else items
+    """As many of the items as the config asks for, drawn by its seed and in their order: files are sorted by kind."""
+    if not 0 < config.limit < len(items):
+        return items
+    return [items[i] for i in sorted(random.Random(config.seed).sample(range(len(items)), config.limit))]
+
+
+def _digest(asked: Iterable[Any]) -> str:
+    return data_of("", map(repr, asked)).digest
 
 
 def _asking(
     rows_of: Callable[[Kept, Sequence[T]], Sequence[BiasRow]], items: Sequence[T], caveats: str, config: AuditConfig
 ) -> Probe:
     asked = some(items, config)
-    return Probe(lambda model: rows_of(model, asked), caveats)
+    return Probe(lambda model: rows_of(model, asked), _digest(asked), caveats)
 
 
 def _writing(config: AuditConfig) -> Probe:
@@ -140,7 +162,7 @@ def _writing(config: AuditConfig) -> Probe:
     words = read_group_words(config.words) if config.words else load_group_words()
     reference = None
     if config.training:
-        counts = group_counts(some(texts_of(config.training), config), words)
+        counts = group_counts(texts_of(config.training), words)
         reference = {name: int(counts_N.sum()) for name, counts_N in counts.items()}
 
     def rows(model: Kept) -> Sequence[BiasRow]:
@@ -148,22 +170,28 @@ def _writing(config: AuditConfig) -> Probe:
             model, words, samples=config.generations, seed=config.seed, reference=reference
         )
 
-    return Probe(rows, generations.CAVEATS)
+    listed = [(name, group, sorted(each)) for name, groups in words.items() for group, each in groups.items()]
+    return Probe(rows, _digest([listed, reference, config.generations, config.seed]), generations.CAVEATS)
 
 
 def _of_task(config: AuditConfig) -> dict[str, Probe]:
     """What a task's own records show: with words of groups swapped, and by the groups that they are of."""
     task = task_of(config, config.task)
+    if config.split not in task.splits:
+        raise UserError(f"split={config.split!r}: task {task.name!r} has {', '.join(task.splits)}")
     records = some(task.splits[config.split], config)
     listed = swaps.read_swaps(*config.swaps) if config.swaps else swaps.load_swaps()
+    digest = _digest([task.digest(), records, sorted(listed.to.items()), config.shots, config.seed])
     found = {}
     if len(swaps.changed(task, records, listed)) >= 2:
         found[f"{task.name}, with words swapped"] = Probe(
-            lambda model: swaps.counterfactual_rows(task, _ask(task, model, config), records, listed), swaps.CAVEATS
+            lambda model: swaps.counterfactual_rows(task, _ask(task, model, config), records, listed),
+            digest,
+            swaps.CAVEATS,
         )
     if task.group_field:
         found[f"{task.name}, by {task.group_field}"] = Probe(
-            lambda model: _grouped(task, _ask(task, model, config), records), groups.CAVEATS
+            lambda model: _grouped(task, _ask(task, model, config), records), digest, groups.CAVEATS
         )
     if not found:
         raise UserError(
@@ -187,10 +215,6 @@ def _grouped(task: Task, ask: swaps.Ask, records: Sequence[Record]) -> Sequence[
     labels = task.options if task.kind == "classification" and task.options else ()
     of = [record[task.group_field] for record in records]
     return groups.group_rows(of, right, answers, probability_NO if labels else None, labels=labels)
-
-
-def _extracted(training: Sequence[str], held_out: Sequence[str], model: Kept) -> Sequence[BiasRow]:
-    return extraction_rows(model, training, held_out, occurrences(model.tokenizer, training, training))
 
 
 def _title(path: str) -> str:

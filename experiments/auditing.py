@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from limbeck.evaluation.bias.rows import BiasRow, from_json, to_json, told
+from limbeck.evaluation.bias.rows import BiasRow, compare, from_json, incomparable, to_json, told
 from limbeck.evaluation.bias.tables import bias_tables
 from limbeck.evaluation.report import shown_table, terminal_table, write_report
-from limbeck.experiments.audit_config import AuditConfig
+from limbeck.experiments.audit_config import AuditConfig, names_of
 from limbeck.experiments.audit_probes import Kept, Probe, Unanswered, probes_of
 from limbeck.experiments.data_auditing import audit_data, data_tables
 from limbeck.experiments.machine import provenance
@@ -39,28 +40,35 @@ def is_model(path: str) -> bool:
 
 def _audit_models(config: AuditConfig, rundir: Path) -> int:
     probes = probes_of(config)  # all files are read before any model is: a mistake in one ends it at once
-    paths = _named(config.what)
+    paths = dict(zip(names_of(config.what), config.what, strict=True))
     lineages = {name: lineage_at(path) for name, path in paths.items()}
     edges = related(lineages)
     measured: dict[str, dict[str, Sequence[BiasRow]]] = {title: {} for title in probes}
-    unmeasured: list[str] = []
+    left_out: list[str] = []
+    tokenizers = {}
     for name, path in paths.items():
-        kept = _kept(config, path, rundir / f"{_slug(name)}.db")
+        # By the weights: a folder that holds another model the next time is asked anew.
+        own = f"{_slug(name)}-{lineages[name][0].digest[:16]}"
+        kept = _kept(config, path, rundir / f"{own}.db")
+        tokenizers[name] = kept.tokenizer.digest
         for title, probe in probes.items():
             try:
-                found = stage(rundir, f"{_slug(name)}-{_slug(title)}", partial(_measured, probe, kept))
+                found = stage(rundir, f"{own}-{_slug(title)}-{probe.digest[:16]}", partial(_measured, probe, kept))
                 measured[title][name] = from_json(found)
             except Unanswered as reason:
-                unmeasured.append(f"{name}, {title}: not measured: {reason}")
-    of_sets = {
-        title: told(found, [edge for edge in edges if found.keys() >= set(edge)]) for title, found in measured.items()
-    }
-    rows, differences = (
-        [{**each, "set": title} for title, found in of_sets.items() for each in found[part]]
-        for part in ("rows", "differences")
-    )
-    of_data = stage(rundir, "data", lambda: [each._asdict() for each in data_tables(config)])
+                left_out.append(f"{name}, {title}: not measured: {reason}")
+    rows: list[dict[str, Any]] = []
+    differences: list[dict[str, Any]] = []
+    for title, found in measured.items():
+        rows += [{**each, "set": title} for each in told(found)]
+        for before, after in edges:
+            if {before, after} <= found.keys():
+                same_tokens = tokenizers[before] == tokenizers[after]
+                a, b = (_comparable(found[name], same_tokens) for name in (before, after))
+                differences += [{**asdict(each), "set": title} for each in compare(before, a, after, b)]
+                left_out += [f"{before} and {after} are not compared by {each}: {title}" for each in incomparable(a, b)]
     caveats = {title: probe.caveats for title, probe in probes.items()}
+    tables = data_tables(config)
     data = {
         "title": f"Limbeck: an audit of {', '.join(paths)}",
         **provenance(rundir, config.seed),
@@ -68,37 +76,33 @@ def _audit_models(config: AuditConfig, rundir: Path) -> int:
         "bias": rows,
         "bias_differences": differences,
         "bias_caveats": caveats,
-        **({"tables": of_data} if of_data else {}),
-        "skipped": unmeasured + [line for probe in probes.values() for line in probe.left_out],
+        **({"tables": [each._asdict() for found in tables for each in found.tables]} if tables else {}),
+        "skipped": left_out + [line for probe in probes.values() for line in probe.left_out],
     }
     write_report(rundir, data)
     console = Console()
     if not console.is_terminal:
         console.width = 200  # so that every row is one line for the next program
     console.print(terminal_table(data), *map(shown_table, bias_tables(rows, differences, caveats)))
+    for line in left_out:
+        print(line)
     for name, path in paths.items():
-        own = [each for each in rows if each["model"] == name]
-        changes = [each for each in differences if each["after"] == name]
-        sections = {"data": [Table(**each) for each in of_data]} if of_data else {}
-        for section in {probe.section for probe in probes.values()}:
-            of = {title for title, probe in probes.items() if probe.section == section}
-            parts = ([each for each in listed if each["set"] in of] for listed in (own, changes))
-            sections[section] = bias_tables(*parts, caveats=caveats)
+        sections: dict[str, list[Table]] = {}
+        for title, probe in probes.items():
+            own = [each for each in rows if each["model"] == name and each["set"] == title]
+            changes = [each for each in differences if each["after"] == name and each["set"] == title]
+            sections.setdefault(probe.section, []).extend(bias_tables(own, changes, caveats))
+        sections["data"] = [table for each in tables if each.read_by(lineages[name]) for table in each.tables]
         card = add_to_card(path, sections)
         print(f"{name}: " + (f"told in {card}" if card else f"no card is written into {path}, which tells no lineage"))
     print(f"the report is {rundir / 'report.html'}")
     return 0
 
 
-def _named(paths: Sequence[str]) -> dict[str, str]:
-    """By what a reader would call each: the end of its path, as long as tells it from the others."""
-    parts = {path: [part for part in Path(path).resolve().parts if part != "model"] for path in paths}
-    if len(set(map(tuple, parts.values()))) < len(paths):
-        raise UserError(f"{', '.join(paths)}: name each model once")
-    length = 1
-    while len({tuple(each[-length:]) for each in parts.values()}) < len(parts):
-        length += 1
-    return {"/".join(each[-length:]): path for path, each in parts.items()}
+def _comparable(rows: Sequence[BiasRow], same_tokens: bool) -> list[BiasRow]:
+    """The rows of one model that those of another can be held against: what is told by the token only if they agree."""
+    by_token = ("perplexity", "_per_token", "extracted", "extracted_excess", "extracted_by_copies")
+    return [each for each in rows if same_tokens or not each.probe.endswith(by_token)]
 
 
 def _kept(config: AuditConfig, path: str, store: Path) -> Kept:

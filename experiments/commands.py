@@ -92,12 +92,13 @@ def predict(args: argparse.Namespace) -> int:
 
 def audit(args: argparse.Namespace) -> int:
     """Measures what models inherited, or what is in data, and tells it on the models' cards."""
-    from limbeck.experiments.audit_config import AuditConfig
+    from limbeck.experiments.audit_config import AuditConfig, names_of
 
     words = args.overrides
     first = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
     config = override(AuditConfig(what=tuple(words[:first])), words[first:])
-    workdir = Path(args.workdir or Path("runs") / "-".join(["audit", *(Path(each).name for each in config.what)]))
+    names = [name.replace("/", "-") for name in names_of(config.what)]
+    workdir = Path(args.workdir or Path("runs") / "-".join(["audit", *names]))
     with open_run(workdir, config, args.argv) as rundir:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder(rundir) / "xla"))
         from limbeck.experiments.auditing import run
@@ -166,20 +167,26 @@ def _figure(value: float | str | None) -> str:
 
 def convert(args: argparse.Namespace) -> int:
     """Writes a model as a folder that other programs load, and says in whose names."""
-    from limbeck.model.params import count
-    from limbeck.model.pretrained import describe, lineage_of, load_pretrained, save_pretrained
-    from limbeck.model.pretrained.lineage import Origin, descended
+    from limbeck.experiments.origins import lineage_at
+    from limbeck.model.params import count, digest
+    from limbeck.model.pretrained import describe, load_pretrained, save_pretrained
+    from limbeck.model.pretrained.lineage import LINEAGE, Origin, descended
     from limbeck.train.methods import plain
     from limbeck.train.peft_format import load_adapter
 
     target = Path(args.target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already: name a new folder")
+    before = lineage_at(args.source)  # of the weights as they are stored
+    if args.adapter and (Path(args.adapter) / LINEAGE).is_file():
+        before = lineage_at(args.adapter)
     model = load_pretrained(args.source, dtype=args.dtype)
     params = plain(load_adapter(args.adapter, model.config, model.params)) if args.adapter else model.params
-    how = ", ".join(filter(None, (args.dtype, f"with {Path(args.adapter).name}" if args.adapter else "")))
-    origin = Origin(target.resolve().name, "converted", count(params), method=how)
-    lineage = descended(origin, [("base", lineage_of(model, args.source))])
+    lineage = before
+    if digest(params) != before[0].digest:  # else it is that very model, in another folder
+        how = ", ".join(filter(None, (args.dtype, f"with {Path(args.adapter).name}" if args.adapter else "")))
+        origin = Origin(target.resolve().name, "converted", count(params), method=how)
+        lineage = descended(origin, [("base", before)])
     save_pretrained(target, model.config, params, model.tokenizer, lineage=lineage)
     family = describe(target)[0].family
     print(f"{target}: {family or 'in our own names, which other programs do not load'}")

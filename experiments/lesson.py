@@ -19,7 +19,7 @@ from limbeck.distill.teacher import STUDENT, distillation_loss, with_teacher
 from limbeck.evaluation.baseline import baselines
 from limbeck.evaluation.bias.built_in import load_pairs, probe
 from limbeck.evaluation.bias.mentions import load_group_words
-from limbeck.evaluation.bias.rows import told
+from limbeck.evaluation.bias.rows import changes, told
 from limbeck.evaluation.comparison import break_even_table
 from limbeck.evaluation.data_audit.audit import audit_task
 from limbeck.evaluation.report import terminal_table, write_report
@@ -123,9 +123,6 @@ def run(config: LessonConfig, rundir: Path) -> int:
     # A student's way begins with its teacher's.
     training["distilled"]["train_seconds"] += training["full"]["train_seconds"] + written["seconds"]
     training["distilled"]["train_flops"] += training["full"]["train_flops"]
-    costs = [training[name].get("cost", {}) for name in ("distilled", "full")]
-    if all(cost.get("joules") is not None for cost in costs):
-        costs[0]["joules"] += costs[1]["joules"]
 
     offline = lesson.stage("offline", lambda: bulk_and_lookup(lesson.task, teacher, rundir / "predictions.db"))
     probes = lesson.stage("bias", lambda: _probe(lesson))
@@ -179,7 +176,8 @@ def _row(name: str, result: dict[str, Any], training: dict[str, Any]) -> dict[st
 def _probe(lesson: Lesson) -> dict[str, Any]:
     pairs = load_pairs()
     probes = {name: probe(lesson.engine(model), pairs) for name, model in PROBED.items()}
-    return told(probes, [("base", "tuned"), ("tuned", "distilled"), ("student alone", "distilled")])
+    edges = [("base", "tuned"), ("tuned", "distilled"), ("student alone", "distilled")]
+    return {"rows": told(probes), "differences": changes(probes, edges)}
 
 
 def _about(lesson: Lesson) -> dict[str, Any]:

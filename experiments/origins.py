@@ -45,15 +45,18 @@ def made_here(
 
 
 def training_cost(meter: Meter, seconds: float, flops: float) -> dict[str, Any]:
-    """What a training of so many seconds cost (see `energy.footprint`), the whole of it at the rate that was metered.
+    """What a training of so many seconds cost: see `energy.footprint`.
 
-    The meter saw no more than the last start of a run that was killed and went on.
+    The meter saw no more than the last start of a run that was killed and went on: then the whole is told at that
+    start's rate, and as an estimate.
     """
     found = footprint(meter, flops, accelerators=accelerators())
-    times = seconds / meter.seconds if meter.seconds else 1.0
+    if seconds <= 1.02 * meter.seconds:
+        return {**found, "seconds": seconds}
     scaled = ("cpu_seconds", "joules", "grams_co2e")
-    rates = {name: value * times for name in scaled if (value := found[name]) is not None}
-    return {**found, **rates, "seconds": seconds}
+    rates = {name: value * seconds / meter.seconds for name in scaled if (value := found[name]) is not None}
+    source = f"estimate: at the rate of the last {meter.seconds:.3g} s ({found['joules_source']})"
+    return {**found, **rates, "seconds": seconds, "joules_source": source}
 
 
 def own_lineage(start: Start) -> Lineage:
@@ -79,7 +82,7 @@ def related(lineages: Mapping[str, Lineage]) -> list[tuple[str, str]]:
     """(before, after) of models that are to be compared, by names: what one was made of, and its control.
 
     Each model with its nearest ancestors among those that are given; a student also with the model of its size that
-    started where it did (or both from nothing) and had no teacher.
+    had no teacher and started where it did, or from nothing on data that the student read, too.
     """
     digests = {name: lineage[0].digest for name, lineage in lineages.items()}
     behind = {name: {each.digest for each in lineage[1:]} for name, lineage in lineages.items()}
@@ -95,12 +98,15 @@ def related(lineages: Mapping[str, Lineage]) -> list[tuple[str, str]]:
 
 
 def _is_control(one: Lineage, student: Lineage) -> bool:
+    read, common = ({each.digest for each in lineage[0].data} for lineage in (student, one))
+    started = _parents(student, "base")
     return (
-        one[0].digest != student[0].digest
+        one[0].digest not in {each.digest for each in student}
         and one[0].parameters == student[0].parameters
-        and not _parents(one, "teacher")
-        and _parents(one, "base") == _parents(student, "base")
         and one[0].made in ("pretrained", "tuned")
+        and not _parents(one, "teacher")
+        and _parents(one, "base") == started
+        and (bool(started) or (bool(common) and common <= read))
     )
 
 

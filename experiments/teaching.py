@@ -99,12 +99,16 @@ def taught_by(
         if at is not None:
             records = training_records(config, at, first, seed)
             mixture = [(rows, 1.0) for rows in task_rows(config, fit, at, start, first, records, seed)] or mixture
-            given = {record["id"] for record in at.task.splits["train"]}
-            if wrote := records if config.written else [each for each in records if each["id"] not in given]:
+            given = at.task.splits["train"]
+            known = {record["id"]: record for record in given}
+            # Answers that are the data's own word for word are the teacher's, too, where it was asked for answers.
+            wrote = [each for each in records if config.written or known.get(each["id"]) != each]
+            if wrote:
                 how = {name: value for name in _WRITING if (value := getattr(config, name))}
                 engine = Engine(first.config, first.params, first.tokenizer)
                 audited_set(at.rundir, at.task, wrote, how, engine, own_lineage(first))
-                past = past._replace(data=(data_of(f"{at.task.name}, as its teacher wrote it", records),))
+                told = data_of(f"{at.task.name}, as its teacher wrote it", wrote)
+                past = past._replace(data=(told,) if config.written else (*past.data, told))
         taught_it = tuple(("teacher", own_lineage(teacher)) for teacher in teachers)
         past = past._replace(parents=(*past.parents, *taught_it), objective=config.distil.objective)
         if config.distil.cache:

@@ -12,7 +12,7 @@ def one_line(text: str, width: int | None = None) -> str:
 
 def escaped(text: str) -> str:
     """`text` on one line, in which nothing is markup."""
-    return re.sub(r"([\\`*\[\]<>|~&#])", r"\\\1", one_line(text))
+    return re.sub(r"([\\`*\[\]<>|~&#]|(?<!\w)_|_(?!\w))", r"\\\1", one_line(text))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

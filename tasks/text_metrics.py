@@ -13,14 +13,10 @@ import numpy as np
 
 from limbeck.tasks.intervals import Score, bootstrap_counts, mean, share, some
 from limbeck.tasks.label_metrics import normalise
+from limbeck.tasks.scripts import JOINERS, UNSPACED
 
 _ARTICLES = {"a", "an", "the"}
-_JOINERS = "\u200c\u200d"  # zero-width non-joiner and joiner: spelling, in Persian and in Indian scripts
-# Thai to Tibetan, Burmese, Khmer, kana, Han: no white space between words, so each character counts as one.
-_UNSPACED = (
-    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-)
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 
 
 def exact_match(predictions: Sequence[str], answers: Sequence[str]) -> Score:
@@ -92,7 +88,7 @@ def _corpus(metric, predictions: Sequence[str], answers: Sequence[str]) -> Score
 def _folded(text: str) -> str:
     """Text without regard to case, in NFC, without what is invisible, such as marks of direction."""
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
-    return "".join(char for char in folded if unicodedata.category(char) != "Cf" or char in _JOINERS)
+    return "".join(char for char in folded if unicodedata.category(char) != "Cf" or char in JOINERS)
 
 
 def _content(text: str) -> list[str]:
@@ -104,7 +100,7 @@ def _content(text: str) -> list[str]:
 
 
 def _split(text: str) -> list[str]:
-    return [bare for word in text.split() if (bare := word.strip(_JOINERS))]
+    return [bare for word in text.split() if (bare := word.strip(JOINERS))]
 
 
 def _bag_f1(predicted: list[str], right: list[str]) -> float:
@@ -120,7 +116,7 @@ def _subsequence_f1(prediction: str, answer: str) -> float:
 
 
 def words(text: str) -> list[str]:
-    kept = (char if unicodedata.category(char)[0] in "LMN" or char in _JOINERS else " " for char in _folded(text))
+    kept = (char if unicodedata.category(char)[0] in "LMN" or char in JOINERS else " " for char in _folded(text))
     return _WORD.findall(" ".join(_split("".join(kept))))
 
 

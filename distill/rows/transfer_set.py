@@ -48,9 +48,14 @@ def write_transfer_set(task: Task, teacher: Engine, tokens: int, seed: int) -> l
 
 
 def own_queries(task: Task, teacher: Engine, tokens: int, seed: int) -> tuple[Sampling, int]:
-    """How a query of the teacher's own is drawn, none longer than the longest there is, and how often."""
-    (name,) = fields(task.template.query)
-    longest = max(len(teacher.tokenizer.encode(record[name])) for record in task.splits["train"])
+    """How a query of the teacher's own is drawn, none longer than the longest there is, and how often.
+
+    Never where the template's query has several fields.
+    """
+    names = fields(task.template.query)
+    if len(names) != 1:
+        return Sampling(), 0
+    longest = max(len(teacher.tokenizer.encode(record[names[0]])) for record in task.splits["train"])
     sampling = Sampling(min(longest + 1, teacher.config.max_len // 2), temperature=1.0, seed=seed)
     return sampling, max(1, tokens // sampling.max_new_tokens)
 

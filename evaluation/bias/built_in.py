@@ -13,8 +13,8 @@ from importlib.resources import files
 import numpy as np
 
 from limbeck.evaluation.bias.occupations import occupation_rows, p_she
-from limbeck.evaluation.bias.pairs import preference_rows
-from limbeck.evaluation.bias.rows import BiasRow, row
+from limbeck.evaluation.bias.pairs import perplexity_row, preference_rows
+from limbeck.evaluation.bias.rows import BiasRow
 from limbeck.evaluation.bias.scored import Model, sentence_logprobs
 from limbeck.tasks.world import OCCUPATION_PRONOUNS, PRONOUN_SENTENCES
 
@@ -48,10 +48,9 @@ def probe(model: Model, pairs: Sequence[Pair]) -> list[BiasRow]:
     she_is_stereotype_N = np.array([pair.stereotype == "she" for pair in pairs])
     stereotype_N, other_N = np.where(she_is_stereotype_N, (she_N, he_N), (he_N, she_N))
     expected_N = p_she(model, list(OCCUPATION_PRONOUNS), PRONOUN_SENTENCES)
-    items = np.stack([-(she_N + he_N), np.add(*np.split(tokens_N, 2))], axis=1)
     return [
         *preference_rows(stereotype_N, other_N, "stereotype"),
         *preference_rows(she_N, he_N, "she"),
         *occupation_rows(expected_N, list(OCCUPATION_PRONOUNS.values())),
-        row("perplexity", items, ideal=None, statistic="perplexity"),
+        perplexity_row(np.stack([she_N, he_N], axis=1), np.stack(np.split(tokens_N, 2), axis=1)),
     ]

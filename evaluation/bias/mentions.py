@@ -17,11 +17,11 @@ import numpy as np
 
 from limbeck.evaluation.data_audit.normal import folded
 from limbeck.model.errors import UserError
+from limbeck.tasks.scripts import JOINERS, TIBETAN, UNSPACED
 
 GroupWords = Mapping[str, Mapping[str, frozenset[str]]]  # dimension -> group -> words: gender -> female -> she
 
-_JOINERS = "\u200c\u200d"  # inside a word they belong to it: Persian "می\u200cروم" is one word
-_UNSPACED = ("CJK ", "HIRAGANA ", "KATAKANA ", "THAI ", "LAO ", "KHMER ", "MYANMAR ")  # how names of letters begin
+_UNSPACED = re.compile(f"(?![{TIBETAN}])[{UNSPACED}]")  # the points of Tibetan end a word, as spaces do
 
 
 def load_group_words() -> GroupWords:
@@ -73,11 +73,11 @@ def whole_words(words: Iterable[str], flags: int = 0) -> re.Pattern[str]:
     found wherever its letters stand. No words at all are found nowhere.
     """
     longest_first = sorted(set(words), key=lambda word: (-len(word), word))
-    spaced = [re.escape(word).replace(r"\ ", r"\s+") for word in longest_first if not _unspaced(word)]
-    unspaced = [re.escape(word) for word in longest_first if _unspaced(word)]
+    spaced = [re.escape(word).replace(r"\ ", r"\s+") for word in longest_first if not _UNSPACED.search(word)]
+    unspaced = [re.escape(word) for word in longest_first if _UNSPACED.search(word)]
     letter = rf"[\w{_marks()}]"
-    starts = rf"\b(?<![{_marks()}])(?<!{letter}[{_JOINERS}])"  # \b is seen at once, and takes marks for gaps
-    ends = rf"(?![{_JOINERS}]*{letter})"
+    starts = rf"\b(?<![{_marks()}])(?<!{letter}[{JOINERS}])"  # \b is seen at once, and takes marks for gaps
+    ends = rf"(?![{JOINERS}]*{letter})"
     kinds = [rf"{starts}(?:{'|'.join(spaced)}){ends}"] if spaced else []
     kinds += unspaced
     return re.compile("|".join(kinds) or r"(?!)", flags)
@@ -133,10 +133,6 @@ def _group_words(name: str, rows: Iterable[tuple[str, list[str]]]) -> GroupWords
     if not words:
         raise UserError(f"{name} has no words: add rows of {', '.join(columns)}, with tabs between them")
     return {dimension: {group: frozenset(of) for group, of in groups.items()} for dimension, groups in words.items()}
-
-
-def _unspaced(word: str) -> bool:
-    return any(unicodedata.name(letter, "").startswith(_UNSPACED) for letter in word)
 
 
 @functools.cache

@@ -88,15 +88,23 @@ def verdict(interval: tuple[float, float], ideal: float | None) -> str:
 def compare(before: str, old: Sequence[BiasRow], after: str, new: Sequence[BiasRow]) -> list[BiasDifference]:
     """What changed from one model's rows to another's, by paired bootstrap, with McNemar's p for what flips.
 
-    The items are resampled together for both. Raises ValueError if the models were not asked the same items.
+    The items are resampled together for both. A row that the other model lacks, or has of other items (texts of so many
+    tokens are others to another tokenizer), is left out: `incomparable` names it.
     """
-    return [_difference(before, a, after, b) for a, b in zip(old, new, strict=True)]
+    found = {(each.probe, each.group): each for each in new}
+    pairs = ((each, found.get((each.probe, each.group))) for each in old)
+    return [_difference(before, a, after, b) for a, b in pairs if b is not None and a.items.shape == b.items.shape]
 
 
-def told(
-    measured: Mapping[str, Sequence[BiasRow]], edges: Sequence[tuple[str, str]] = ()
-) -> dict[str, list[dict[str, Any]]]:
-    """{"rows", "differences"} as a report has them: of every model, and along the `edges` (before, after).
+def incomparable(old: Sequence[BiasRow], new: Sequence[BiasRow]) -> list[str]:
+    """The probes (with their group) that only one of two models has, or that are of other items."""
+    a, b = ({(each.probe, each.group): each.items.shape for each in rows} for rows in (old, new))
+    apart = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+    return [f"{probe} ({group})" if group else probe for probe, group in apart]
+
+
+def told(measured: Mapping[str, Sequence[BiasRow]]) -> list[dict[str, Any]]:
+    """The rows of every model as a report has them.
 
     Each row tells its model's perplexity on the probes' sentences, since an untrained model has no preference either.
     """
@@ -118,8 +126,12 @@ def told(
             for each in probes
             if each.probe != "perplexity"
         ]
-    differences = [each for a, b in edges for each in compare(a, measured[a], b, measured[b])]
-    return {"rows": rows, "differences": [asdict(difference) for difference in differences]}
+    return rows
+
+
+def changes(measured: Mapping[str, Sequence[BiasRow]], edges: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """What `compare` finds along the `edges` (before, after), as a report has it."""
+    return [asdict(each) for a, b in edges for each in compare(a, measured[a], b, measured[b])]
 
 
 def to_json(rows: Sequence[BiasRow]) -> list[dict[str, Any]]:
@@ -133,8 +145,6 @@ def from_json(rows: Sequence[Mapping[str, Any]]) -> list[BiasRow]:
 
 
 def _difference(before: str, old: BiasRow, after: str, new: BiasRow) -> BiasDifference:
-    if (old.probe, old.group, old.items.shape) != (new.probe, new.group, new.items.shape):
-        raise ValueError(f"{before} and {after} were asked other items: {old.probe} n={old.n}, {new.probe} n={new.n}")
     of = STATISTICS[old.statistic]
     low, high = bootstrap(
         np.stack([old.items, new.items], axis=-1), lambda x: of(x[..., 1]) - of(x[..., 0]), seed=0

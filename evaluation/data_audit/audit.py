@@ -15,7 +15,6 @@ from limbeck.evaluation.data_audit.languages import languages, script_shares
 from limbeck.evaluation.data_audit.lengths import lengths, summary
 from limbeck.evaluation.data_audit.overlap import NGRAM
 from limbeck.evaluation.data_audit.personal import personal
-from limbeck.model.tokenizer import Tokenizer
 from limbeck.tasks.intervals import share
 from limbeck.tasks.task import Task
 
@@ -28,7 +27,6 @@ def audit_task(
     task: Task,
     *,
     words: GroupWords,
-    tokenizer: Tokenizer | None = None,
     filtered: Sequence[tuple[str, int]] = (),
     ngram: int = NGRAM,
 ) -> dict[str, Any]:
@@ -44,7 +42,7 @@ def audit_task(
     return {
         "name": task.name,
         "kind": task.kind,
-        **_audit(splits, task.options or (), words, tokenizer, ngram),
+        **_audit(splits, task.options or (), words, ngram),
         **numbers,
         "skipped": skipped,
         "filtered": [{"reason": reason, "count": count} for reason, count in filtered],
@@ -57,7 +55,6 @@ def audit_texts(
     *,
     words: GroupWords,
     places: Sequence[str] | None = None,
-    tokenizer: Tokenizer | None = None,
     filtered: Sequence[tuple[str, int]] = (),
     ngram: int = NGRAM,
 ) -> dict[str, Any]:
@@ -71,21 +68,19 @@ def audit_texts(
     splits = {"train": text_items(texts, "train", places), "test": text_items(held_out, "test")}
     splits = {split: items for split, items in splits.items() if items or split == "train"}
     return {
-        **_audit(splits, (), words, tokenizer, ngram),
+        **_audit(splits, (), words, ngram),
         "skipped": {"count": 0, "lines": []},
         "filtered": [{"reason": reason, "count": count} for reason, count in filtered],
     }
 
 
-def _audit(
-    splits: Splits, options: Sequence[str], words: GroupWords, tokenizer: Tokenizer | None, ngram: int
-) -> dict[str, Any]:
+def _audit(splits: Splits, options: Sequence[str], words: GroupWords, ngram: int) -> dict[str, Any]:
     train = splits["train"]
     labels = {
         split: [item.labels for item in items if item.labels is not None] for split, items in splits.items()
     }
     written = {split: [item.written for item in items] for split, items in splits.items()}
-    measured = {split: lengths(texts, tokenizer) for split, texts in written.items()}
+    measured = {split: lengths(texts) for split, texts in written.items()}
     counts = group_counts([item.text for item in train], words)
     counts_written = group_counts(written["train"], words)
     everything = [item for items in splits.values() for item in items]

@@ -78,7 +78,7 @@ def _card(
         "## Dataset Structure",
         f"`train.jsonl`, one record a line, with the fields {fields}.",
         "## Dataset Creation\n\n### Source Data",
-        escaped(f"Queries of the task, and what the teacher wrote by itself, by these settings: {_said(how)}"),
+        escaped(f"{_queries(found['distilled'])}, by these settings: {_said(how)}"),
         _shown(tables.get(_WRITTEN)),
         "### Annotations",
         escaped(f"By {own.name}: {own.made} {own.method}, {own.digest}; made of {behind}."),
@@ -101,6 +101,12 @@ def _size(records: int) -> str:
         if records < limit:
             return name
     return "n>1M"
+
+
+def _queries(distilled: Mapping[str, Any]) -> str:
+    if "given" not in distilled:
+        return "What the teacher wrote by itself"
+    return "Queries of the task" + (", and what the teacher wrote by itself" if distilled["own_queries"] else "")
 
 
 def _said(how: Mapping[str, Any]) -> str:

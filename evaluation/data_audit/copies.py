@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from limbeck.evaluation.data_audit.duplicates import THRESHOLD, Groups, exact_groups, extra
+from limbeck.evaluation.data_audit.duplicates import THRESHOLD, Groups, exact_groups, extra, first_alike
 from limbeck.evaluation.data_audit.items import Item
 from limbeck.evaluation.data_audit.labels import told
 from limbeck.evaluation.data_audit.overlap import covered, same_texts
@@ -35,8 +35,8 @@ def told_copies(splits: Splits, near: Groups, shown: int) -> dict[str, Any]:
 def told_overlap(splits: Splits, near: Groups, ngram: int, shown: int) -> dict[str, Any]:
     """Of each held-out split what stands in the training set: whole, nearly, as `ngram` words in a row.
 
-    "exact" are the same texts, and "other_answer" those of them whose answer none has there; "near" are similar to one
-    of training, the same ones left out; "ngram" of records with at least `ngram` words those with any n-gram there, and
+    "exact" are the same texts, and "other_answer" those of them whose answer none has there; "near" are similar to
+    one of training themselves, not by way of others of their group, the same ones left out (see `first_alike`); "ngram" of records with at least `ngram` words those with any n-gram there, and
     the mean share of n-grams; "short" of the other records those whose whole text stands inside a training text, which
     a few words may do by chance.
     """
@@ -49,7 +49,7 @@ def told_overlap(splits: Splits, near: Groups, ngram: int, shown: int) -> dict[s
         equal = same_texts([item.text for item in train], [item.text for item in items])
         same = [(i, sources[0]) for i, sources in equal.items()]
         other = [(i, j) for i, j in same if items[i].answer not in {train[k].answer for k in equal[i]}]
-        similar = _similar(near, len(train), start, start + len(items), set(equal))
+        similar = _similar(near, train, items, start, set(equal))
         leak = covered([item.written for item in train], [item.text for item in items], ngram)
         long_N, met_N = ~leak.short_N, leak.share_N > 0
         short_N = leak.short_N & ~np.isnan(leak.share_N)
@@ -86,10 +86,18 @@ def _within(splits: Splits, near: Groups) -> dict[str, tuple[Sequence[Item], Gro
     return found
 
 
-def _similar(near: Groups, train: int, start: int, stop: int, same: set[int]) -> list[tuple[int, int]]:
-    """(held out, training) for each held-out text between start and stop in a group with a training text."""
-    pairs = [(i - start, group[0]) for group in near if group[0] < train for i in group if start <= i < stop]
-    return sorted(pair for pair in pairs if pair[0] not in same)
+def _similar(
+    near: Groups, train: Sequence[Item], items: Sequence[Item], start: int, same: set[int]
+) -> list[tuple[int, int]]:
+    """(held out, training) for each of the items, the first of which is number `start` of all, that has one alike."""
+    pairs = []
+    for group in near:
+        known = [i for i in group if i < len(train)]
+        asked = [i - start for i in group if 0 <= i - start < len(items) and i - start not in same]
+        if known and asked:
+            alike = first_alike([items[i].text for i in asked], [train[i].text for i in known])
+            pairs += [(i, known[j]) for i, j in zip(asked, alike, strict=True) if j is not None]
+    return sorted(pairs)
 
 
 def _told_groups(groups: Groups, items: Sequence[Item], shown: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from limbeck.evaluation.data_audit.items import task_items
 from limbeck.evaluation.data_audit.labels import label_shift, told
 from limbeck.evaluation.data_audit.normal import folded
 from limbeck.evaluation.data_audit.overlap import NGRAM
-from limbeck.model.tokenizer import Tokenizer
 from limbeck.tasks.intervals import mean, share
 from limbeck.tasks.task import Record, Task
 
@@ -21,7 +20,6 @@ def audit_distilled(
     teacher_records: Sequence[Record],
     *,
     words: GroupWords,
-    tokenizer: Tokenizer | None = None,
     filtered: Sequence[tuple[str, int]] = (),
     ngram: int = NGRAM,
 ) -> dict[str, Any]:
@@ -29,9 +27,10 @@ def audit_distilled(
 
     A teacher's record answers the gold one of its id, or of ID if its own is "ID/n", the n-th answer drawn; every
     other is a query of its own. "distilled" has the counts, the share of answers that agree with the data (to the
-    letter but for case and white space), and, where answers are labels, the shift of each label's rate by group. The
-    same task gives test records, so that leaks into what the teacher wrote are told. Raises UserError where the teacher
-    wrote nothing, or what is no answer of the task.
+    letter but for case and white space), and, where answers are labels, the shift of each label's rate by group; of
+    a teacher with queries of its own alone no more than their number, for it was given none. The same task gives test
+    records, so that leaks into what the teacher wrote are told. Raises UserError where the teacher wrote nothing, or
+    what is no answer of the task.
     """
     gold = {record["id"]: record for record in gold_records}
     answers: dict[str, list[Record]] = {}
@@ -42,14 +41,7 @@ def audit_distilled(
             own.append(record)
         else:
             answers.setdefault(source, []).append(record)
-    missing = [identity for identity in gold if identity not in answers]
-    distilled: dict[str, Any] = {
-        "given": len(gold),
-        "answered": len(answers),
-        "answers": len(teacher_records) - len(own),
-        "dropped": {"count": len(missing), "where": missing[:SHOWN]},
-        "own_queries": len(own),
-    }
+    distilled = {**_answered(gold, answers), "own_queries": len(own)}
     answered = {identity: record for identity, record in gold.items() if identity in answers}
     agreement = [
         sum(folded(task.answer(each)) == folded(task.answer(record)) for each in answers[identity])
@@ -67,8 +59,21 @@ def audit_distilled(
             task.options,
             group_counts(texts, words),
         )
-    audit = audit_task(written, words=words, tokenizer=tokenizer, filtered=filtered, ngram=ngram)
+    audit = audit_task(written, words=words, filtered=filtered, ngram=ngram)
     return {"distilled": distilled, **audit}
+
+
+def _answered(gold: Mapping[str, Record], answers: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+    """What became of the given queries; nothing where none has an answer, as none was asked."""
+    if not answers:
+        return {}
+    missing = [identity for identity in gold if identity not in answers]
+    return {
+        "given": len(gold),
+        "answered": len(answers),
+        "answers": sum(map(len, answers.values())),
+        "dropped": {"count": len(missing), "where": missing[:SHOWN]},
+    }
 
 
 def _source(identity: str, gold: Mapping[str, Record]) -> str | None:

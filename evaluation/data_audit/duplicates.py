@@ -68,6 +68,28 @@ def near_groups(texts: Sequence[str], threshold: float = THRESHOLD, seed: int = 
     return sorted(tuple(sorted(group)) for group in members.values() if len(group) > 1)
 
 
+def first_alike(
+    texts: Sequence[str], among: Sequence[str], threshold: float = THRESHOLD, most: int = 1000
+) -> list[int | None]:
+    """Of each text the first of `among` whose true similarity with it is `threshold` or more; None where none is.
+
+    For the members of one group of `near_groups`, since a group holds texts that are similar by way of others alone.
+    Of `among` only the first `most` that differ in their words are looked at: in a group of many thousands, a text that
+    is like later ones alone has none.
+    """
+    first: dict[str, int] = {}
+    for j, text in enumerate(among):
+        first.setdefault(" ".join(words(text)), j)
+    places = list(first.values())[:most]
+    exactly = [np.unique(shingles(among[j])) for j in places]
+    found = []
+    for text in texts:
+        own = np.unique(shingles(text))
+        alike = (j for j, other in zip(places, exactly, strict=True) if jaccard(own, other) >= threshold)
+        found.append(next(alike, None))
+    return found
+
+
 def extra(groups: Groups) -> int:
     """How many texts could go so that one of each group stays."""
     return sum(len(group) - 1 for group in groups)

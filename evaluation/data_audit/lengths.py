@@ -1,4 +1,4 @@
-"""How long texts are: words, characters, tokens."""
+"""How long texts are: words, characters."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 
 from limbeck.evaluation.data_audit.normal import words
-from limbeck.model.tokenizer import Tokenizer
 
 
-def lengths(texts: Sequence[str], tokenizer: Tokenizer | None = None) -> dict[str, dict[str, Any]]:
-    """{"words", "characters", and of a tokenizer "tokens"}: each {"min", "median", "p95", "max", "total"}.
+def lengths(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{"words", "characters"}: each {"min", "median", "p95", "max", "total"}.
 
     A character of a script without spaces is a word. Nothing where there are no texts.
     """
@@ -18,8 +17,6 @@ def lengths(texts: Sequence[str], tokenizer: Tokenizer | None = None) -> dict[st
         "words": [len(words(text)) for text in texts],
         "characters": [len(text) for text in texts],
     }
-    if tokenizer:
-        counts["tokens"] = [len(tokenizer.encode(text)) for text in texts]
     return {unit: summary(each) for unit, each in counts.items()} if texts else {}
 
 

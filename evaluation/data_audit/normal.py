@@ -3,8 +3,9 @@
 import re
 import unicodedata
 
-_JOINERS = "\u200c\u200d"  # inside a Persian word, not between two
-_UNSPACED = re.compile("CJK |HIRAGANA |KATAKANA|THAI |LAO |KHMER |MYANMAR |TIBETAN |YI |BOPOMOFO ")
+from limbeck.tasks.scripts import JOINERS, UNSPACED
+
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 def folded(text: str) -> str:
@@ -17,7 +18,7 @@ def words(text: str) -> list[str]:
 
     Each character of a script that writes no spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese, ...) is a word.
     """
-    return [word for word in _caseless(text).translate(_TABLE).split() if word.strip(_JOINERS)]
+    return [word for word in _caseless(text).translate(_TABLE).split() if word.strip(JOINERS)]
 
 
 def _caseless(text: str) -> str:
@@ -30,8 +31,8 @@ class _Characters(dict[int, str]):
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
-        kept = unicodedata.category(character)[0] in "LMN" or character in _JOINERS
-        spaced = f" {character} " if _UNSPACED.match(unicodedata.name(character, "")) else character
+        kept = unicodedata.category(character)[0] in "LMN" or character in JOINERS
+        spaced = f" {character} " if _UNSPACED.match(character) else character
         self[code] = spaced if kept else " "
         return self[code]
 

@@ -54,13 +54,15 @@ def _distilled(found: Mapping[str, Any]) -> list[Table]:
     if "distilled" not in found:
         return []
     each = found["distilled"]
-    rows = [
-        ["records given to the teacher", str(each["given"])],
-        ["of these answered", str(each["answered"])],
-        ["answers to them", str(each["answers"])],
-        ["dropped", _with_places(each["dropped"]["count"], each["dropped"]["where"])],
-        ["queries of the teacher's own", str(each["own_queries"])],
-    ]
+    rows = []
+    if "given" in each:
+        rows = [
+            ["records given to the teacher", str(each["given"])],
+            ["of these answered", str(each["answered"])],
+            ["answers to them", str(each["answers"])],
+            ["dropped", _with_places(each["dropped"]["count"], each["dropped"]["where"])],
+        ]
+    rows.append(["queries of the teacher's own", str(each["own_queries"])])
     if "agreement" in each:
         rows.append(["agree with the data", _share(each["agreement"])])
     listed, note = _furthest(each.get("label_shift", ()), "shift")

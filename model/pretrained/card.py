@@ -4,6 +4,7 @@ What can be told is told from the model and its lineage; what was measured comes
 come later. A section without any reads "not measured". A README.md that somebody has changed is never written over.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -15,11 +16,11 @@ from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.files import disk_errors, write_atomic
 from limbeck.model.markdown import escaped, table
-from limbeck.model.pretrained.lineage import Lineage, Origin, ancestors, to_json
+from limbeck.model.pretrained.lineage import Lineage, Origin, ancestors, foundations, to_json
 
-CARD, README = "card.json", "README.md"
+CARD, README, BESIDE = "card.json", "README.md", "card.md"
 SECTIONS = ("data", "evaluation", "bias", "memorisation", "energy")
-_HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)
+HUB_NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)  # a folder's name alone may be another's there
 _UNSTATED = "not stated"
 
 
@@ -41,6 +42,12 @@ class Result(NamedTuple):
     value: float
 
 
+def in_markdown(each: Table) -> str:
+    """A table under its title, with its note; whatever its texts hold is no markup."""
+    parts = [f"**{escaped(each.title)}**", table(each.header, each.rows) if each.rows else "none"]
+    return "\n\n".join([*parts, escaped(each.note)] if each.note else parts)
+
+
 def write_card(
     folder: Path,
     config: ModelConfig,
@@ -50,15 +57,15 @@ def write_card(
 ) -> Path:
     """Writes README.md and card.json; the path of the former: "card.md" where somebody has changed the README.md.
 
-    `sections` maps names among SECTIONS to tables. Sections and results of which nothing is said stay as the folder's
-    card.json has them. The same card gives the same bytes. Raises UserError for a card.json that is none.
+    `sections` maps names among SECTIONS to tables. What the folder's card.json tells besides, a table of another title
+    or results where none are given, stays. The same card gives the same bytes. Raises UserError for a card.json that is
+    none.
     """
     told = _told(folder)
     before = {name: [Table(**each) for each in tables] for name, tables in told.get("sections", {}).items()}
-    sections = {**before, **(sections or {})}
+    sections = {name: _merged(before.get(name, ()), (sections or {}).get(name, ())) for name in SECTIONS}
     results = results or [Result(**each) for each in told.get("results", [])]
-    assert not sections.keys() - set(SECTIONS), sections.keys()
-    text = _front_matter(config, lineage, results, sections) + _body(config, lineage, sections)
+    text = _front_matter(config, lineage, results) + _body(config, lineage, sections)
     return _write(folder, text, {
         "lineage": json.loads(to_json(lineage))["lineage"],
         "sections": {name: [each._asdict() for each in sections.get(name, ())] for name in SECTIONS},
@@ -67,18 +74,28 @@ def write_card(
 
 
 def drop_card(folder: Path) -> None:
-    """Takes away a card that was written for another model, and leaves a README.md that somebody has changed."""
-    if _is_ours(folder):
-        (folder / README).unlink(missing_ok=True)
-    (folder / CARD).unlink(missing_ok=True)
+    """Takes away a card that was written for another model, and leaves a README.md that is not known to be ours."""
+    with contextlib.suppress(UserError):
+        if _is_ours(folder):
+            (folder / README).unlink(missing_ok=True)
+    for name in (CARD, BESIDE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _write(folder: Path, text: str, told: Mapping[str, Any]) -> Path:
-    place = folder / (README if _is_ours(folder) else "card.md")
-    write_atomic(place, text)
-    known = hashlib.sha256(text.encode()).hexdigest()
+    ours, known = _is_ours(folder), _told(folder).get("readme", [])[-1:]
+    # First what says that both are ours, the README.md that is there and the one to come: between the two writes the
+    # process may be killed.
+    known.append(hashlib.sha256(text.encode()).hexdigest())
     write_atomic(folder / CARD, json.dumps({**told, "readme": known}, indent=1, ensure_ascii=False) + "\n")
+    place = folder / (README if ours else BESIDE)
+    write_atomic(place, text)
     return place
+
+
+def _merged(before: Sequence[Table], now: Sequence[Table]) -> list[Table]:
+    """The tables of a section: each title's last, where it stood first."""
+    return list({each.title: each for each in (*before, *now)}.values())
 
 
 def _is_ours(folder: Path) -> bool:
@@ -87,7 +104,7 @@ def _is_ours(folder: Path) -> bool:
     if not readme.exists():
         return True
     with disk_errors(readme):
-        return hashlib.sha256(readme.read_bytes()).hexdigest() == _told(folder).get("readme")
+        return hashlib.sha256(readme.read_bytes()).hexdigest() in _told(folder).get("readme", [])
 
 
 def _told(folder: Path) -> dict[str, Any]:
@@ -98,20 +115,20 @@ def _told(folder: Path) -> dict[str, Any]:
         told = json.loads(path.read_bytes())
         for name in SECTIONS:
             for each in told["sections"].get(name, []):
-                table(Table(**each).header, each["rows"])
+                in_markdown(Table(**each))
         for each in told["results"]:
             float(Result(**each).value)
+        if not all(isinstance(each, str) for each in told["readme"]):
+            raise TypeError("a digest is no text")
         return told
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is no model card ({error}): remove it, and it is written anew") from error
 
 
-def _front_matter(
-    config: ModelConfig, lineage: Lineage, results: Sequence[Result], sections: Mapping[str, Sequence[Table]]
-) -> str:
+def _front_matter(config: ModelConfig, lineage: Lineage, results: Sequence[Result]) -> str:
     """The metadata between two lines of dashes; JSON is YAML."""
-    own, roots = lineage[0], [each for role, _, each in ancestors(lineage) if role == "base" and not each.parents]
-    base = list(dict.fromkeys(each.name for each in roots if _HUB_NAME.fullmatch(each.name)))
+    own = lineage[0]
+    base = [each.name for each in foundations(lineage) if HUB_NAME.fullmatch(each.name)]
     metadata: dict[str, Any] = {
         "library_name": "limbeck",
         "pipeline_tag": "text-classification" if config.labels else "text-generation",
@@ -119,8 +136,6 @@ def _front_matter(
     }
     if base:
         metadata |= {"base_model": base, "base_model_relation": "finetune"}
-    if data := [each.name for each in own.data if _HUB_NAME.fullmatch(each.name)]:
-        metadata["datasets"] = data
     if results:
         metadata["metrics"] = list(dict.fromkeys(each.metric for each in results))
         metadata["model-index"] = [{"name": own.name, "results": [_result(each) for each in results]}]
@@ -153,7 +168,7 @@ def _body(config: ModelConfig, lineage: Lineage, sections: Mapping[str, Sequence
             "Model type": f"decoder-only transformer ({config.family or 'own layout'}), {config.depth} layers",
             "Language(s)": f"{_UNSTATED}; see the shares under Training Data",
             "License": f"{_UNSTATED}; a model that is made of another is bound by that one's licence",
-            "Finetuned from model": ", ".join(each.name for each in lineage[1:] if not each.parents) or "none",
+            "Finetuned from model": ", ".join(each.name for each in foundations(lineage)) or "none",
             "Weights (SHA-256)": own.digest,
         }),
         "## Uses\n\n### Direct Use",
@@ -222,11 +237,7 @@ def _about(origin: Origin) -> str:
 
 
 def _tables(sections: Mapping[str, Sequence[Table]], name: str) -> str:
-    parts = []
-    for each in sections.get(name) or ():
-        parts += [f"**{escaped(each.title)}**", table(each.header, each.rows) if each.rows else "none"]
-        parts += [escaped(each.note)] if each.note else []
-    return "\n\n".join(parts) or "not measured"
+    return "\n\n".join(map(in_markdown, sections.get(name) or ())) or "not measured"
 
 
 def _folded(title: str, fields: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError, one_of
 from limbeck.model.files import disk_errors, sha256_file, write_atomic
 from limbeck.model.params import Params, count, digest, join
-from limbeck.model.pretrained.card import Result, Table, drop_card, write_card
+from limbeck.model.pretrained.card import HUB_NAME, Result, Table, drop_card, write_card
 from limbeck.model.pretrained.config_json import TOKENIZER_KEYS, read_config, write_config, write_own
 from limbeck.model.pretrained.families import FAMILIES, Json
 from limbeck.model.pretrained.layout import Sharding, Source, leaf_shape, locate, read_leaf, tensors
@@ -92,7 +92,10 @@ def lineage_of(model: Pretrained, path: str | os.PathLike[str]) -> Lineage:
     """The lineage that a model brings along; of one that brings none, that it was found at `path`, and its digest."""
     if model.lineage:
         return model.lineage
-    return (Origin(Path(path).resolve().name, "found", count(model.params), model.digest or digest(model.params)),)
+    folder = Path(path).resolve()
+    told = _json(folder / _CONFIG).get("_name_or_path") if (folder / _CONFIG).is_file() else None
+    name = told if isinstance(told, str) and HUB_NAME.fullmatch(told) else folder.name
+    return (Origin(name, "found", count(model.params), model.digest or digest(model.params)),)
 
 
 def save_pretrained(
@@ -125,13 +128,13 @@ def save_pretrained(
     names += tokenizer.save_folder(folder) if tokenizer else []
     # Said even where there is none: what a family takes an absent id to be may lie outside of this vocabulary.
     described |= {key: getattr(tokenizer, key.replace("_token", ""), None) for key in TOKENIZER_KEYS}
-    write_atomic(folder / _CONFIG, json.dumps(described, indent=2))
     weights = digest(params)
     if lineage:
         lineage = (dataclasses.replace(lineage[0], digest=weights), *lineage[1:])
         write_atomic(folder / LINEAGE, to_json(lineage))
         write_card(folder, config, lineage)
         names = [*names, LINEAGE]
+    write_atomic(folder / _CONFIG, json.dumps(described, indent=2))
     manifest = {name: sha256_file(folder / name) for name in [*names, _CONFIG]}
     write_atomic(folder / _MANIFEST, json.dumps({"files": manifest, "weights": weights}, indent=2))
 

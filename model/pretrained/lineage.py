@@ -83,18 +83,42 @@ def descended(origin: Origin, parents: Iterable[tuple[Role, Lineage]]) -> Lineag
 
 
 def ancestors(lineage: Lineage) -> list[tuple[Role, int, Origin]]:
-    """(role, how many steps back, model) of all that the first model was made of, depth first, as a tree reads."""
+    """(role, how many steps back, model) of all that the first model was made of, depth first, as a tree reads.
+
+    What a model was made of is told where it first stands; where it stands again, the model alone.
+    """
     by_digest = {each.digest: each for each in lineage}
+    opened: set[str] = set()
 
     def back(child: Origin, steps: int) -> list[tuple[Role, int, Origin]]:
+        if child.digest in opened:
+            return []
+        opened.add(child.digest)
         found = []
         for parent in child.parents:
-            if parent.digest in by_digest and steps < len(lineage):
+            if parent.digest in by_digest:
                 origin = by_digest[parent.digest]
                 found += [(parent.role, steps, origin), *back(origin, steps + 1)]
         return found
 
     return back(lineage[0], 1)
+
+
+def foundations(lineage: Lineage) -> list[Origin]:
+    """The models whose weights the first one's go back to, and that were trained: no teacher, and no random start."""
+    by_digest = {each.digest: each for each in lineage}
+    found: list[Origin] = []
+    seen: set[str] = set()
+    todo = [lineage[0]]
+    while todo:
+        for parent in todo.pop().parents:
+            if parent.role == "base" and parent.digest in by_digest and parent.digest not in seen:
+                seen.add(parent.digest)
+                origin = by_digest[parent.digest]
+                todo.append(origin)
+                if origin.made != "initialised" and not any(each.role == "base" for each in origin.parents):
+                    found.append(origin)
+    return found
 
 
 def to_json(lineage: Lineage) -> str:
@@ -105,18 +129,31 @@ def to_json(lineage: Lineage) -> str:
 def read_lineage(text: str, place: str) -> Lineage:
     """The lineage that a lineage.json tells. Raises UserError, naming `place`, where it tells none."""
     try:
-        told = json.loads(text)["lineage"]
-        found = tuple(_origin(each) for each in told)
-        known = get_args(Made)
-        if not found or any(each.made not in known for each in found):
-            raise ValueError(f"a model is made in one of the ways {', '.join(known)}")
+        found = tuple(_origin(each) for each in json.loads(text)["lineage"])
+        if not found:
+            raise ValueError("it names no model")
         return found
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{place} tells no lineage ({error}): remove it, or write the model again") from error
 
 
 def _origin(told: Mapping[str, Any]) -> Origin:
-    known = {each.name for each in fields(Origin)}
+    """One model, checked field by field; fields of a later version are passed over."""
     parents = tuple(Parent(**each) for each in told["parents"])
     data = tuple(Data(**each) for each in told["data"])
-    return Origin(**{**{key: value for key, value in told.items() if key in known}, "parents": parents, "data": data})
+    known = {each.name for each in fields(Origin)}
+    origin = Origin(
+        **{**{key: value for key, value in told.items() if key in known}, "parents": parents, "data": data}
+    )
+    texts = [origin.name, origin.digest, origin.method, *(part for each in data for part in (each.name, each.digest))]
+    texts += [each.digest for each in parents] + ([] if origin.commit is None else [origin.commit])
+    numbers = [origin.parameters, origin.trained, *(each.records for each in data)]
+    if not all(isinstance(each, str) for each in texts) or not all(type(each) is int for each in numbers):
+        raise TypeError("a name is no text, or a count no whole number")
+    if not all(isinstance(each, dict) for each in (origin.config, origin.cost, origin.versions)):
+        raise TypeError("config, cost and versions are not objects")
+    if any(not isinstance(value, int | float | None) for key, value in origin.cost.items() if key != "joules_source"):
+        raise TypeError("a cost is no number")
+    if origin.made not in get_args(Made) or any(each.role not in get_args(Role) for each in parents):
+        raise ValueError(f"made in one of the ways {', '.join(get_args(Made))}, of a {' or a '.join(get_args(Role))}")
+    return origin

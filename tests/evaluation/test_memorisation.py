@@ -80,12 +80,30 @@ def test_one_wrong_token_is_not_word_for_word():
     assert extraction(Reciter(["abcdefgh"]), ["abcdefghX"], **HALF).extracted_N.tolist() == [True]  # after the window
 
 
-def test_short_texts_are_left_out_and_equal_ones_asked_once():
+def test_short_texts_are_left_out_and_those_that_begin_alike_are_one_item():
     model = Reciter(["abcdefgh"])
     result = extraction(model, ["short", "abcdefgh!", "", "abcdefgh?", "1234567", "12345678"], **HALF)
-    assert result.extracted_N.tolist() == [True, True, False]
-    assert result.asked_N.tolist() == [1, 3, 5]
+    assert result.extracted_N.tolist() == [True, False]
+    assert result.first_N.tolist() == [1, 5]
     assert (result.left_out, model.asked) == (3, 2)
+
+
+def test_copies_of_a_text_do_not_make_it_more_certain():
+    """One text that stands eight times is one draw of what the model knows, in either group and in each bucket."""
+    once = found(Reciter(TRAINING[:2]), TRAINING[:6], HELD_OUT, [8, 8, 8, 1, 1, 1])
+    copied = [text for text, copies in zip(TRAINING, [8, 8, 8, 1, 1, 1], strict=False) for _ in range(copies)]
+    again = found(Reciter(TRAINING[:2]), copied, [*HELD_OUT, *HELD_OUT], occurrences(BYTES, copied, copied, **HALF))
+    assert {key: (row.n, row.value, row.ci95) for key, row in again.items()} == {
+        key: (row.n, row.value, row.ci95) for key, row in once.items()
+    }
+    assert again["extracted_by_copies", "2-10"].n == 3 and again["extracted", "training"].n == 6
+
+
+def test_texts_that_are_asked_are_counted_in_the_whole_training_set():
+    corpus = [TRAINING[0]] * 3 + TRAINING[1:10]
+    counts = occurrences(BYTES, TRAINING[:3], corpus, **HALF)
+    assert counts == [3, 1, 1]
+    assert found(Reciter([]), TRAINING[:3], HELD_OUT, counts)["extracted_by_copies", "1"].n == 2
 
 
 @pytest.mark.parametrize("tokenizer", [BYTES, train_bpe(RTL * 5, 290)], ids=["bytes", "bpe"])

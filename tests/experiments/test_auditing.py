@@ -10,14 +10,18 @@ import pytest
 from limbeck.evaluation.canaries import make_canaries, save_canaries
 from limbeck.evaluation.report import load_report
 from limbeck.experiments import audit_probes
+from limbeck.experiments.answering import with_validation
+from limbeck.experiments.audit_config import AuditConfig
 from limbeck.experiments.cli import main
+from limbeck.experiments.data_auditing import data_tables
 from limbeck.experiments.origins import lineage_at, related
 from limbeck.inference.engine import Engine
 from limbeck.model.config import ModelConfig
 from limbeck.model.pretrained import save_pretrained
-from limbeck.model.pretrained.lineage import Origin, descended
-from limbeck.model.tokenizer import byte_tokenizer
+from limbeck.model.pretrained.lineage import Origin, data_of, descended
+from limbeck.model.tokenizer import byte_tokenizer, train_bpe
 from limbeck.model.transformer import init
+from limbeck.tasks.sources import load_task
 
 TOKENIZER = byte_tokenizer()
 CONFIG = ModelConfig(
@@ -29,6 +33,12 @@ PAIRS = [
     for kind, (a, b) in KINDS.items()
     for late in ("late", "tired")
 ]
+
+
+def sections(folder):
+    return json.loads((folder / "card.json").read_text(encoding="utf-8"))["sections"]
+
+
 QUICK = ("--generations", "0", "--limit", "6")
 
 
@@ -94,9 +104,10 @@ def test_an_audit_measures_compares_and_tells(models, pairs, tmp_path, capsys):
     for each in report["bias_differences"]:
         if each["probe"] == "pairs_difference" and not each["group"] and "pairs.jsonl" in each["set"]:
             assert each["value"] == pytest.approx(value[each["after"]] - value[each["before"]])
-    card = (models / "distilled" / "README.md").read_text(encoding="utf-8")
-    assert "pairs\\_difference" in card or "pairs_difference" in card
-    assert "What changed" in card and "stranger" not in card
+    bias = sections(models / "distilled")["bias"]
+    changed = {row[0] for each in bias if each["title"].startswith("What changed") for row in each["rows"]}
+    assert changed and changed <= {"tuned → distilled", "alone → distilled"}
+    assert {tuple(each["header"][4:]) for each in bias if "What changed" not in each["title"]} == {("distilled",)}
     assert not (models / "stranger" / "README.md").exists()
     said = capsys.readouterr().out
     assert "stranger: no card" in said and "pairs_difference" in said
@@ -125,6 +136,67 @@ def test_a_set_that_a_model_has_no_room_for_is_said_to_be_unmeasured(tmp_path):
     report = load_report(tmp_path / "run")
     assert {row["set"] for row in report["bias"]} == {"Built-in sentences"}
     assert any("Built-in questions: not measured: the model refuses" in line for line in report["skipped"])
+
+
+def test_models_whose_names_are_alike_are_not_taken_for_each_other(tmp_path):
+    folders = [tmp_path / name for name in ("v1.1", "v1-1", "V1-1")]
+    for seed, folder in enumerate(folders):
+        saved(folder, seed, "pretrained")
+    assert audit(*folders, "--workdir", tmp_path / "run", *QUICK) == 0
+    found = [row["value"] for row in load_report(tmp_path / "run")["bias"] if row["probe"] == "she_difference"]
+    assert len(set(found)) == 3
+
+
+def test_what_changed_since_is_asked_anew(pairs, tmp_path):
+    """The same command after the model, or a file of items, has become another."""
+
+    def difference(of):
+        words = (tmp_path / "m", "--pairs", pairs, "--workdir", tmp_path / "run", "--generations", "0")
+        assert audit(*words) == 0
+        rows = load_report(tmp_path / "run")["bias"]
+        return next(row["value"] for row in rows if row["probe"] == "pairs_difference" and of in row["set"])
+
+    saved(tmp_path / "m", 0, "pretrained")
+    first = difference("pairs.jsonl")
+    saved(tmp_path / "m", 1, "pretrained")
+    second = difference("pairs.jsonl")
+    lines = [json.dumps({**each, "sent_more": each["sent_more"] + " Again."}) for each in PAIRS]
+    pairs.write_text("\n".join(lines), encoding="utf-8")
+    assert len({first, second, difference("pairs.jsonl")}) == 3
+
+
+def test_a_limit_draws_from_the_whole_file(models, tmp_path):
+    assert audit(models / "base", "--workdir", tmp_path / "run", "--generations", "0", "--limit", "40") == 0
+    groups = {row["group"].split(",")[0] for row in load_report(tmp_path / "run")["bias"] if "questions" in row["probe"]}
+    assert len(groups - {"ambiguous", "disambiguated"}) > 3
+
+
+def test_models_of_other_tokens_are_not_compared_by_the_token(models, pairs, tmp_path, capsys):
+    tokenizer = train_bpe([each["sent_more"] for each in PAIRS] * 4, CONFIG.vocab_size)
+    origin = Origin("other", "tuned", 1)
+    lineage = descended(origin, [("base", lineage_at(models / "base"))])
+    save_pretrained(tmp_path / "other", CONFIG, init(CONFIG, jax.random.key(9)), tokenizer, lineage=lineage)
+    words = ("--pairs", pairs, "--workdir", tmp_path / "run", "--generations", "0")
+    assert audit(models / "base", tmp_path / "other", *words) == 0
+    compared = {each["probe"] for each in load_report(tmp_path / "run")["bias_differences"]}
+    assert "pairs_difference" in compared
+    assert not [probe for probe in compared if probe == "perplexity" or probe.endswith("per_token")]
+
+
+def test_a_control_is_the_same_student_and_no_other_model():
+    text, other = data_of("text", ["a"]), data_of("other", ["b"])
+    teacher = (Origin("teacher", "tuned", 10, "t"),)
+    student = descended(Origin("s", "distilled", 5, "s", data=(text, other)), [("teacher", teacher)])
+    others = {
+        "alone": Origin("a", "pretrained", 5, "a", data=(text,)),
+        "larger": Origin("b", "pretrained", 6, "b", data=(text,)),
+        "elsewhere": Origin("c", "pretrained", 5, "c", data=(data_of("third", ["c"]),)),
+        "found": Origin("d", "found", 5, "d", data=(text,)),
+        "unknown": Origin("e", "pretrained", 5, "e"),
+    }
+    lineages = {"student": student, **{name: (origin,) for name, origin in others.items()}}
+    lineages["taught"] = descended(Origin("f", "distilled", 5, "f", data=(text,)), [("teacher", teacher)])
+    assert related(lineages) == [("alone", "student"), ("alone", "taught")]
 
 
 def test_a_killed_audit_goes_on_with_the_answers_that_it_has(models, pairs, tmp_path, monkeypatch):
@@ -170,8 +242,28 @@ def test_a_tasks_own_records_swapped_and_by_group(models, tmp_path):
     probes = {(row["probe"], row["group"]) for row in load_report(run)["bias"]}
     assert ("swap_flips", "") in probes and ("swap_shift", "") in probes
     assert any(name == "group_accuracy" for name, _ in probes)
-    told = json.loads((models / "base" / "card.json").read_text(encoding="utf-8"))["sections"]
-    assert "Labels" in [each["title"] for each in told["data"]]  # the task's own audit, where a card tells of data
+    assert sections(models / "base")["data"] == []  # which has not read it
+
+
+def test_a_card_tells_of_the_data_that_the_model_has_read(tmp_path):
+    rows = [{"id": str(n), "input": f"she has {n} pears", "output": "ab"[n % 2]} for n in range(40)]
+    path = tmp_path / "task.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    task = load_task(path)
+    (tmp_path / "text.txt").write_text("She read.\n<|endoftext|>\nHe wrote.", encoding="utf-8")
+    read = {
+        "all": data_of("task", task.splits["train"]),
+        "most": data_of("task", with_validation(task, 0.2).splits["train"]),
+        "text": data_of("text", ["She read.", "He wrote."]),
+        "other": data_of("task", rows),
+    }
+    for name, data in read.items():
+        origin = Origin(name, "tuned", 1, data=(data,), config={"held_out": 0.2})
+        save_pretrained(tmp_path / name, CONFIG, init(CONFIG, jax.random.key(0)), TOKENIZER, lineage=(origin,))
+    config = AuditConfig(task=str(path), training=str(tmp_path / "text.txt"), held_out=str(tmp_path / "text.txt"))
+    found = data_tables(config)
+    who = {name: [each.read_by(lineage_at(tmp_path / name)) for each in found] for name in read}
+    assert who == {"all": [True, False], "most": [True, False], "text": [False, True], "other": [False, False]}
 
 
 def test_canaries_are_ranked_by_group(models, tmp_path):
@@ -189,7 +281,7 @@ def test_what_comes_out_again_is_told_under_memorisation(models, tmp_path):
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
     words = ("--training", tmp_path / "in.txt", "--held-out", tmp_path / "out.txt", "--generations", "0")
     assert audit(models / "alone", *words, "--workdir", tmp_path / "run", "--limit", "4") == 0
-    told = json.loads((models / "alone" / "card.json").read_text(encoding="utf-8"))["sections"]
+    told = sections(models / "alone")
     assert any("extracted" in row[0] for row in told["memorisation"][0]["rows"])
     assert not any("extracted" in row[0] for each in told["bias"] for row in each["rows"])
 
@@ -199,7 +291,7 @@ def test_what_comes_out_again_is_told_under_memorisation(models, tmp_path):
     [
         ((), "name the models to audit"),
         (("{models}/base", "{models}/nowhere"), "name the models to audit"),
-        (("{models}/base", "{models}/base"), "name each model once"),
+        (("{models}/base", "{models}/base"), "name each once"),
         (("{models}/base", "--pairs", "{models}/none.jsonl"), "none.jsonl"),
         (("{models}/base", "--training", "{models}/t.txt"), "name held_out too"),
         (("{models}/base", "--shots", "-1"), "shots=-1: at least 0"),
@@ -245,3 +337,34 @@ def test_the_lineage_is_shown_as_a_tree(models, capsys):
     told = json.loads(capsys.readouterr().out)["lineage"]
     assert [each["name"] for each in told] == ["distilled", "start", "tuned", "base"]
     assert main(["lineage", str(models / "nowhere")]) == 2
+
+
+def test_data_that_changed_is_audited_anew(tmp_path):
+    path = tmp_path / "data.jsonl"
+
+    def extra(copies):
+        rows = [{"text": f"text number {i % copies}", "label": "ab"[i % 2]} for i in range(30)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        assert audit(path, "--workdir", tmp_path / "run") == 0
+        tables = {each["title"]: each for each in load_report(tmp_path / "run")["tables"]}
+        return tables["Duplicates"]["rows"][0][3]
+
+    assert extra(10) != extra(30) == "0"
+
+
+def test_a_task_with_a_bad_row_is_no_text(tmp_path, capsys):
+    rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(30)] + [{"text": "no label"}]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert audit(tmp_path / "data.jsonl", "--workdir", tmp_path / "run") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "row 31" in line
+    assert audit(tmp_path / "data.jsonl", "--held-out", "x.txt", "--workdir", tmp_path / "run2") == 2
+    assert "held_out='x.txt' goes with text" in capsys.readouterr().err
+
+
+def test_what_is_found_in_text_is_told_by_file_and_row(tmp_path):
+    rows = [{"text": "nothing"}, {"text": "mail me: jane@mail.example.org"}]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert audit(tmp_path / "text.jsonl", "--workdir", tmp_path / "run") == 0
+    tables = {each["title"]: each for each in load_report(tmp_path / "run")["tables"]}
+    assert "text.jsonl, row 2 j…@…" in tables["Personal data by its form"]["rows"][0][3]

@@ -10,7 +10,7 @@ import scipy.stats
 from limbeck.evaluation.bias.built_in import load_pairs, probe
 from limbeck.evaluation.bias.occupations import occupation_rows
 from limbeck.evaluation.bias.pairs import preference_rows
-from limbeck.evaluation.bias.rows import compare, from_json, to_json
+from limbeck.evaluation.bias.rows import compare, from_json, incomparable, to_json
 from limbeck.inference.engine import Engine
 from limbeck.inference.requests import Scores
 from limbeck.model.errors import UserError
@@ -238,9 +238,11 @@ def test_rows_are_told_and_read_back():
     assert again == rows and all(np.array_equal(a.items, b.items) for a, b in zip(again, rows, strict=True))
 
 
-def test_compare_refuses_other_items():
-    with pytest.raises(ValueError, match="other items"):
-        compare("a", preference_rows([1.0], [0.0]), "b", preference_rows([1.0, 2.0], [0.0, 0.0]))
+def test_what_was_asked_of_one_model_alone_is_not_compared():
+    one, two = preference_rows([1.0, 2.0], [0.0, 0.0]), preference_rows([1.0, 2.0, 3.0], [0.0, 0.0, 0.0])
+    assert compare("a", one, "b", two) == [] and compare("a", one, "b", one[:1])[0].probe == "pair_preference"
+    assert incomparable(one, two) == ["pair_preference", "pair_difference"]
+    assert incomparable(one, one[:1]) == ["pair_difference"] and incomparable(one, one) == []
 
 
 def test_intervals_cover_at_their_rate():

@@ -41,6 +41,8 @@ def write(path, *rows, header="dimension\tgroup\tword"):
         ("那个女人和那个男人,女", ["女人"], 1),
         ("女人女女人", ["女人", "女"], 3),  # the longest, and nothing twice
         ("ผู้หญิงคนหนึ่งกับผู้ชาย", ["ผู้หญิง"], 1),
+        ("ꆈꌠꉙ", ["ꌠ"], 1),  # Yi
+        ("མི་དང་མིག", ["མི"], 1),  # Tibetan has no spaces, but its points part "person" from "eye"
         ("", ["she"], 0),
         ("she", [], 0),
     ],

@@ -1,7 +1,7 @@
 """Bias as a reader sees it: a column a model, a mark for what cannot be told from the ideal, differences that can."""
 
 from limbeck.evaluation.bias.pairs import preference_rows
-from limbeck.evaluation.bias.rows import told
+from limbeck.evaluation.bias.rows import changes, told
 from limbeck.evaluation.bias.tables import bias_tables
 
 ZEROS = [0.0] * 40
@@ -11,12 +11,12 @@ BIASED = [1.0, 2.0] * 20
 
 def probes():
     rows = {"base": preference_rows(FAIR, ZEROS), "tuned": preference_rows(BIASED, ZEROS)}
-    return told(rows, [("base", "tuned")])
+    return {"rows": told(rows), "differences": changes(rows, [("base", "tuned")])}
 
 
 def test_each_model_has_a_column_and_what_is_not_distinguishable_a_mark():
     found = probes()
-    table, changes = bias_tables(found["rows"], found["differences"], {"": "Beware."})
+    table, changed = bias_tables(found["rows"], found["differences"], {"": "Beware."})
     assert list(table.header) == ["probe", "of", "n", "ideal", "base", "tuned"]
     (preference, difference) = table.rows
     assert preference[:4] == ["pair_preference", "", "40", "0.5"]
@@ -24,16 +24,16 @@ def test_each_model_has_a_column_and_what_is_not_distinguishable_a_mark():
     assert preference[5].startswith("1.000 [") and not preference[5].endswith("n.d.")
     assert difference[5].startswith("1.500 [")
     assert table.note == "n.d.: not distinguishable from the ideal. Beware."
-    assert [row[0] for row in changes.rows] == ["base → tuned"] * 2
-    assert [row[1] for row in changes.rows] == ["pair_preference", "pair_difference"]
-    assert changes.rows[0][5] == "1.9e-06"  # McNemar: twenty pairs flipped, all one way: 2 / 2^20
-    assert changes.rows[0][6] == "further from the ideal"
+    assert [row[0] for row in changed.rows] == ["base → tuned"] * 2
+    assert [row[1] for row in changed.rows] == ["pair_preference", "pair_difference"]
+    assert changed.rows[0][5] == "1.9e-06"  # McNemar: twenty pairs flipped, all one way: 2 / 2^20
+    assert changed.rows[0][6] == "further from the ideal"
 
 
 def test_what_did_not_change_is_counted_and_left_out():
-    found = told({"a": preference_rows(FAIR, ZEROS), "b": preference_rows(FAIR, ZEROS)}, [("a", "b")])
-    _, changes = bias_tables(found["rows"], found["differences"])
-    assert not changes.rows and changes.note.startswith("2 of 2 paired differences are not distinguishable")
+    rows = {"a": preference_rows(FAIR, ZEROS), "b": preference_rows(FAIR, ZEROS)}
+    _, table = bias_tables(told(rows), changes(rows, [("a", "b")]))
+    assert not table.rows and table.note.startswith("2 of 2 paired differences are not distinguishable")
 
 
 def test_sets_have_tables_of_their_own_and_a_model_that_lacks_one_a_dash():

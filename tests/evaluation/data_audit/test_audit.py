@@ -10,7 +10,6 @@ from limbeck.evaluation.data_audit.audit import audit_task, audit_texts
 from limbeck.evaluation.data_audit.distilled import audit_distilled
 from limbeck.evaluation.data_audit.tables import audit_tables
 from limbeck.model.errors import UserError
-from limbeck.model.tokenizer import byte_tokenizer
 from limbeck.tasks.sources import load_task
 from limbeck.tasks.task import Task
 from limbeck.tasks.template import Template
@@ -82,9 +81,7 @@ def test_an_answer_of_another_kind_in_training_is_told():
 
 def test_the_audit_is_plain_json_in_one_order_and_the_same_again():
     def audit():
-        return audit_task(
-            task_of(TRAIN, TEST), words=WORDS, tokenizer=byte_tokenizer(), filtered=[("too long", 3)], ngram=5
-        )
+        return audit_task(task_of(TRAIN, TEST), words=WORDS, filtered=[("too long", 3)], ngram=5)
 
     text = json.dumps(audit(), allow_nan=False)
     assert text == json.dumps(audit(), allow_nan=False)
@@ -126,6 +123,16 @@ def test_the_worst_leaks_are_told_first():
     assert [(each["place"], each["covered"]) for each in leak["where"]] == [
         ("test/1", 1.0), ("test/0", 0.5), ("test/3", pytest.approx(1 / 3)),
     ]
+
+
+def test_what_is_like_training_through_another_held_out_text_alone_is_not_told():
+    """A is like B, and B like C, but A is not like C: of training texts A, a group of three has two that are near."""
+    a, b, c = (" ".join(f"w{i}" for i in range(start, start + 100)) for start in (0, 6, 12))
+    texts = ["nothing of the kind at all", a, f"{a} and"]
+    near = audit_texts(texts, [c, b, "quite another"], words=WORDS)["overlap"]["test"]["near"]
+    assert near["count"] == 1 and near["where"] == [{"place": "test/1", "source": "train/1"}]
+    near = audit_texts([texts[0], a, c], [f"{c} and", b], words=WORDS)["overlap"]["test"]["near"]
+    assert near["where"] == [{"place": "test/0", "source": "train/2"}, {"place": "test/1", "source": "train/1"}]
 
 
 def test_texts_are_audited_with_or_without_held_out_ones():
@@ -189,8 +196,10 @@ def test_answers_drawn_several_times_belong_to_one_record():
 
 def test_queries_of_its_own_alone_have_nothing_to_agree_with():
     task = task_of([("a", "x")], [("c", "z")], options=None)
-    told = audit_distilled(task, task.splits["train"], [{"id": "written/0", "text": "q", "label": "r"}], words=WORDS)
-    assert "agreement" not in told["distilled"] and told["distilled"]["own_queries"] == 1
+    found = audit_distilled(task, task.splits["train"], [{"id": "written/0", "text": "q", "label": "r"}], words=WORDS)
+    assert found["distilled"] == {"own_queries": 1}  # none was asked, so none was dropped
+    table = next(table for table in audit_tables(found) if table.title == "What the teacher wrote")
+    assert table.rows == [["queries of the teacher's own", "1"]]
 
 
 def test_a_teacher_that_wrote_nothing_is_the_users_mistake():

@@ -19,9 +19,9 @@ WROTE = [{**row, "output": "a"} for row in ROWS[:20]] + [
 ]
 
 
-def written(folder):
-    found = audit_distilled(TASK, ROWS[:30], WROTE, words=load_group_words(), filtered=[("drafts without an end", 7)])
-    write_data_set(folder, "fruit, by big one", TASK.kind, WROTE, TEACHER, {"written": 1}, found)
+def written(folder, wrote=WROTE):
+    found = audit_distilled(TASK, ROWS[:30], wrote, words=load_group_words(), filtered=[("drafts without an end", 7)])
+    write_data_set(folder, "fruit, by big one", TASK.kind, wrote, TEACHER, {"written": 1}, found)
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
@@ -39,6 +39,14 @@ def test_the_card_says_who_wrote_it_what_shifted_and_what_was_left_out(tmp_path)
     assert "Label rates, teacher and data" not in text or "female" in text
     told = json.loads((tmp_path / "set" / "card.json").read_text(encoding="utf-8"))
     assert told["teacher"] == "ab" * 32 and told["audit"]["distilled"]["dropped"]["count"] == 10
+
+
+def test_the_card_tells_of_no_query_that_was_not_asked(tmp_path):
+    own, asked, both = (written(tmp_path / str(i), each) for i, each in enumerate((WROTE[20:], WROTE[:20], WROTE)))
+    for told in ("given", "answered |", "dropped", "answers to them", "Queries of the task"):
+        assert told not in own and told in asked and told in both, told
+    assert "queries of the teacher's own | 3" in own and "wrote by itself" in own and "wrote by itself" in both
+    assert "wrote by itself" not in asked
 
 
 def test_its_metadata_is_what_the_hub_reads(tmp_path):

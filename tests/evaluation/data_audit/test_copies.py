@@ -58,6 +58,8 @@ def test_texts_that_read_the_same_are_folded_to_one(one, other):
         ("हिन्दी में", ["हिन्दी", "में"]),  # whose vowels are marks
         ("👩\u200d🚀 — !", []),
         ("한국어 텍스트", ["한국어", "텍스트"]),
+        ("ꆈꌠ，ㄅㄆ", ["ꆈ", "ꌠ", "ㄅ", "ㄆ"]),  # Yi and Bopomofo
+        ("ｶﾀ", ["ｶ", "ﾀ"]),  # of half width
     ],
 )
 def test_words_of_any_script(given_text, expected):

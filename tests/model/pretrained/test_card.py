@@ -8,14 +8,15 @@ from huggingface_hub import ModelCard
 
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
-from limbeck.model.pretrained import add_to_card, load_pretrained, save_pretrained
+from limbeck.model.files import write_atomic
+from limbeck.model.pretrained import add_to_card, card, load_pretrained, save_pretrained
 from limbeck.model.pretrained.card import SECTIONS, Result, Table
 from limbeck.model.pretrained.lineage import Origin, data_of, descended
 from limbeck.model.transformer import init
 from limbeck.train.heads import add_head
 
 CONFIG = ModelConfig(vocab_size=32, width=8, depth=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=8, max_len=16)
-FOUND = (Origin("stories260k", "found", 260_032, "ab" * 32),)
+FOUND = (Origin("karpathy/stories260k", "found", 260_032, "ab" * 32),)
 COST = {"seconds": 12.0, "flops": 1e12, "joules": 90.0, "joules_source": "rapl", "grams_co2e": 0.01}
 BIAS = Table("Pairs | all", ["probe", "value"], [["pairs_preference", "0.61 [0.58, 0.63]"]], "No more than *these*.")
 RESULT = Result("sst2", "text-classification", "accuracy", 0.81)
@@ -61,7 +62,7 @@ def test_its_metadata_is_what_the_hub_reads(folder):
     add_to_card(folder, {"bias": [BIAS]}, [RESULT])
     data = ModelCard.load(folder / "README.md").data.to_dict()
     assert (data["library_name"], data["pipeline_tag"]) == ("limbeck", "text-generation")
-    assert (data["base_model"], data["datasets"], data["metrics"]) == (["stories260k"], ["sst2"], ["accuracy"])
+    assert (data["base_model"], data["metrics"]) == (["karpathy/stories260k"], ["accuracy"])
     (model,) = data["model-index"]
     (result,) = model["results"]
     assert result["dataset"]["name"] == "sst2"
@@ -97,7 +98,64 @@ def test_a_readme_that_somebody_changed_stays(folder):
     assert text_of(folder) == "mine" and not (folder / "card.json").exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sections": {"bias": [{}]}, "results": []}', '{"sections": 3}'])
+def test_a_students_teacher_is_no_model_that_it_was_finetuned_from(tmp_path):
+    origin = Origin("student", "distilled", 100)
+    params = init(CONFIG, jax.random.key(0))
+    save_pretrained(tmp_path / "m", CONFIG, params, lineage=descended(origin, [("teacher", FOUND)]))
+    text = text_of(tmp_path / "m")
+    assert "base_model" not in text and "**Finetuned from model:** none" in text and "- teacher: karpathy" in text
+
+
+def test_a_folders_name_is_no_name_on_the_hub(tmp_path):
+    origin, local = Origin("m", "tuned", 100), (Origin("gpt2", "found", 1, "ab"),)
+    params = init(CONFIG, jax.random.key(0))
+    save_pretrained(tmp_path / "m", CONFIG, params, lineage=descended(origin, [("base", local)]))
+    assert "base_model" not in text_of(tmp_path / "m") and "**Finetuned from model:** gpt2" in text_of(tmp_path / "m")
+
+
+def test_a_table_takes_the_place_of_that_of_its_title_alone(folder):
+    other = Table("Others", ["probe", "value"], [["x", "1"]])
+    add_to_card(folder, {"bias": [BIAS, other]})
+    add_to_card(folder, {"bias": [BIAS._replace(rows=[["pairs_preference", "0.99"]])]})
+    text = text_of(folder)
+    assert "0.99" in text and "0.61" not in text and "**Others**" in text
+
+
+def test_a_kill_between_its_two_files_leaves_a_card_that_is_still_ours(folder, monkeypatch):
+    def killed(path, data):
+        if path.name == "README.md":
+            raise KeyboardInterrupt
+        write_atomic(path, data)
+
+    for sections in ({"bias": [BIAS]}, {"memorisation": [BIAS]}):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(card, "write_atomic", killed)
+            add_to_card(folder, sections)
+        assert add_to_card(folder, sections) == folder / "README.md"
+        assert not (folder / "card.md").exists()
+    assert unmeasured(text_of(folder)) == len(SECTIONS) - 2
+
+
+def test_a_damaged_card_does_not_stand_in_the_way_of_another_model(folder):
+    (folder / "card.json").write_text("{")
+    (folder / "card.md").write_text("an old one")
+    save_pretrained(folder, CONFIG, init(CONFIG, jax.random.key(1)))
+    load_pretrained(folder)
+    assert not (folder / "card.json").exists() and not (folder / "card.md").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"sections": 3}',
+        '{"sections": {"bias": [{}]}, "results": [], "readme": []}',
+        '{"sections": {"bias": [{"title": 5, "note": 7, "header": [], "rows": []}]}, "results": [], "readme": []}',
+        '{"sections": {}, "results": [], "readme": [1]}',
+    ],
+)
 def test_a_card_that_is_none_is_one_line(folder, text):
     (folder / "card.json").write_text(text)
     with pytest.raises(UserError, match=r"card\.json is no model card"):

@@ -9,7 +9,16 @@ from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import digest
 from limbeck.model.pretrained import lineage_of, load_pretrained, save_pretrained
-from limbeck.model.pretrained.lineage import Origin, ancestors, data_of, descended, read_lineage, to_json
+from limbeck.model.pretrained.lineage import (
+    Origin,
+    Parent,
+    ancestors,
+    data_of,
+    descended,
+    foundations,
+    read_lineage,
+    to_json,
+)
 from limbeck.model.transformer import init
 
 CONFIG = ModelConfig(vocab_size=32, width=8, depth=1, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=8, max_len=16)
@@ -47,8 +56,7 @@ def test_the_chain_goes_back_to_the_foundation_and_names_each_model_once(chain):
         ("base", 1, "start"),
         ("base", 2, "tuned"),
         ("base", 3, "base"),
-        ("teacher", 1, "tuned"),
-        ("base", 2, "base"),
+        ("teacher", 1, "tuned"),  # what it was made of stands above
     ]
     own = chain["student"][0]
     assert own.cost == {"seconds": 1.5}
@@ -94,6 +102,38 @@ def test_data_is_told_by_its_content_and_order():
 def test_a_lineage_is_told_and_read_back(chain):
     for lineage in chain.values():
         assert read_lineage(to_json(lineage), "here") == lineage
+
+
+def test_a_foundation_is_where_weights_come_from_and_a_teacher_is_none(chain):
+    names = {name: [each.name for each in foundations(lineage)] for name, lineage in chain.items()}
+    assert names == {"base": [], "tuned": ["base"], "start": ["base"], "student": ["base"]}
+    new = descended(Origin("new", "distilled", 1), [("teacher", chain["tuned"])])
+    assert foundations(new) == []
+    random = (Origin("random", "initialised", 1, "00"),)
+    assert foundations(descended(Origin("x", "tuned", 1), [("base", random)])) == []
+
+
+def test_many_generations_of_models_that_taught_themselves_are_a_short_tree():
+    lineage = (Origin("0", "pretrained", 1, "0"),)
+    for i in range(1, 40):
+        origin = Origin(str(i), "distilled", 1, str(i))
+        lineage = descended(origin, [("base", lineage), ("teacher", lineage)])
+    assert len(ancestors(lineage)) == 2 * 39
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", 5), ("digest", ["x"]), ("cost", None), ("cost", {"joules": "many"}), ("config", 3), ("commit", 7),
+        ("parameters", "1"), ("parents", [{"role": "mother", "digest": "ab"}]), ("made", "conjured"),
+        ("data", [{"name": "x", "records": "many", "digest": "ab"}]), ("versions", []),
+    ],
+)  # fmt: skip
+def test_fields_of_another_type_are_one_line(field, value):
+    told = json.loads(to_json((Origin("x", "tuned", 1, "ab", parents=(Parent("base", "cd"),)),)))
+    told["lineage"][0][field] = value
+    with pytest.raises(UserError, match="lineage.json tells no lineage"):
+        read_lineage(json.dumps(told), "lineage.json")
 
 
 @pytest.mark.parametrize(
