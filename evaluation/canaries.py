@@ -122,6 +122,9 @@ def read_canaries(path: str | PathLike[str]) -> dict[str, list[Canary]]:
         if not (digits.isascii() and digits.isdecimal()):
             raise UserError(f"{each.place}: {digits!r:.40} is no code: a canary's digits are 0 to 9")
         groups.setdefault(text_in(each, "group"), []).append(Canary(before, digits, optional_in(each, "after")))
+    for group, canaries in groups.items():
+        if len(canaries) < 2:
+            raise UserError(f"{path}: group {group!r} has one canary, of which nothing can be said: give it more")
     return groups
 
 

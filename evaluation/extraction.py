@@ -3,7 +3,7 @@
 What it writes may also be right because it is predictable, so the same is asked of texts that the model never saw:
 only what texts of its training have above these is memory.
 
-Dimension key: `N` distinct windows, the first tokens of texts that are long enough, `T` tokens of a document, `W` tokens of a window.
+Dimension key: `N` distinct windows, each the first tokens of a text or of several, `T` tokens of a document.
 """
 
 import math

@@ -34,10 +34,11 @@ def serve(engine: Engine, request: GenerateRequest | ScoreRequest) -> Any:
 
 
 class Timing(NamedTuple):
-    """Median milliseconds of a call, and how many calls were made in all."""
+    """Median milliseconds of a call, how many calls were timed, and what metered them."""
 
     ms: float
     calls: int
+    meter: Meter
 
 
 def timing(call: Callable[[Any], Any], arguments: Sequence[Any]) -> Timing:
@@ -49,12 +50,13 @@ def timing(call: Callable[[Any], Any], arguments: Sequence[Any]) -> Timing:
     with no_progress():
         for argument in arguments:
             call(argument)
-        while sum(seconds) < _LEAST_SECONDS:
-            for argument in arguments:
-                start = time.perf_counter()
-                call(argument)
-                seconds.append(time.perf_counter() - start)
-    return Timing(1e3 * statistics.median(seconds), len(arguments) + len(seconds))
+        with Meter() as meter:
+            while sum(seconds) < _LEAST_SECONDS:
+                for argument in arguments:
+                    start = time.perf_counter()
+                    call(argument)
+                    seconds.append(time.perf_counter() - start)
+    return Timing(1e3 * statistics.median(seconds), len(seconds), meter)
 
 
 def median_ms(call: Callable[[Any], Any], arguments: Sequence[Any]) -> float:
@@ -103,8 +105,7 @@ def measure(
             serve(single, request)
 
     timed = [_draws(request, prompt.samples) for request in requests]
-    with Meter() as meter:
-        latency = timing(ask, list(zip(first, timed, strict=True)))
+    latency = timing(ask, list(zip(first, timed, strict=True)))
     total = request_tokens(task, single, requests, prompt)
     row: dict[str, Any] = {
         "metrics": all_metrics(task, predictions.answers, answers),
@@ -112,7 +113,7 @@ def measure(
         "prompt_tokens": float(np.mean(predictions.prompt_tokens)),
         "dropped_examples": predictions.dropped,
         "latency_ms_p50": latency.ms,
-        **of_requests(meter, latency.calls),
+        **of_requests(latency.meter, latency.calls),
         "flops_per_request": finding + forward_flops(engine.config, engine.params, total, total / 2),
         "params_total": count(engine.params),
         "bytes": nbytes(engine.params),

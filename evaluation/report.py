@@ -113,6 +113,8 @@ def terminal_table(data: dict[str, Any]) -> RenderableType:
 
 def shown_table(each: card.Table) -> RenderableType:
     """One table of an audit for a terminal."""
+    if not each.rows:
+        return Group(Text(one_line(each.title), style="italic"), Text(one_line(each.note), style="dim"))
     shown = Table(title=Text(one_line(each.title)), title_justify="left", box=None, pad_edge=False)
     for number, name in enumerate(each.header):
         side = "right" if number else "left"

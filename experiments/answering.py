@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from limbeck.evaluation.energy import Meter, of_requests
+from limbeck.evaluation.energy import of_requests
 from limbeck.evaluation.measure import all_metrics, median_ms, request_tokens, serve, timing
 from limbeck.experiments.rundir import cache_folder
 from limbeck.experiments.start import Start, begin, with_head
@@ -166,14 +166,13 @@ def _asked(at: Setting, start: Start, params: Params) -> dict[str, Any]:
         asked = float(np.mean([len(request.prompt) for request in requests]))
         tokens = request_tokens(at.task, engine, requests)
         ask = partial(serve, engine)
-    with Meter() as meter:
-        latency = timing(ask, requests)
+    latency = timing(ask, requests)
     together = records[:_TOGETHER]
     return {
         "prompt_tokens": asked,
         "latency_ms_p50": latency.ms,
         "per_second": 1e3 * len(together) / median_ms(lambda _: answers(at, start, params, together), [None] * _TURNS),
-        **of_requests(meter, latency.calls),
+        **of_requests(latency.meter, latency.calls),
         "flops_per_request": forward_flops(start.config, params, tokens, tokens / 2),
     }
 

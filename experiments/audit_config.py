@@ -54,6 +54,8 @@ class AuditConfig:
         for name, least in (("shots", 0), ("generations", 0), ("limit", 0), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)}: at least {least}")
+        if self.swaps and not self.task:
+            raise UserError(f"swaps={self.swaps!r} are of a task's records: name a task, too")
         if self.frames and not self.occupations:
             raise UserError(f"frames={self.frames!r} are sentences about occupations: name a table of them, too")
         if self.training and not self.held_out:

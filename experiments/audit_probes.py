@@ -1,5 +1,6 @@
 """What an audit asks of a model: each set of items that a config names, read before any model is."""
 
+import contextlib
 import dataclasses
 import json
 import random
@@ -16,6 +17,7 @@ from limbeck.experiments.audit_config import AuditConfig
 from limbeck.inference.engine import Engine
 from limbeck.inference.job import BulkRequest
 from limbeck.inference.requests import GenerateRequest, Generation, ScoreRequest, Scores
+from limbeck.inference.store import PredictionStore
 from limbeck.inference.stored import stored_results
 from limbeck.model.errors import UserError
 from limbeck.model.pretrained.lineage import data_of
@@ -58,7 +60,9 @@ class Kept:
         asked = [BulkRequest(self._shown(request), request) for request in requests]
         found = stored_results(self.engine, asked, self.store)
         if refused := found.count(None):
-            raise Unanswered(f"the model refuses {refused} of {len(found)} items, as said above")
+            with PredictionStore(self.store) as store:
+                reason = store.failures()[0]["reason"]
+            raise Unanswered(f"the model refuses {refused} of {len(found)} items: {reason}")
         return found
 
     def _shown(self, request: ScoreRequest | GenerateRequest) -> str:
@@ -130,8 +134,14 @@ def probes_of(config: AuditConfig) -> dict[str, Probe]:
 
 
 def task_of(config: AuditConfig, source: str) -> Task:
-    """A task, by the description that goes with it."""
-    return load_task(source, description=json.loads(config.description) if config.description else None)
+    """A task, by the description that goes with it. Raises UserError for one that is no JSON object."""
+    described = None
+    if config.description:
+        with contextlib.suppress(ValueError):
+            described = json.loads(config.description)
+        if not isinstance(described, dict):
+            raise UserError(f"description={config.description!r:.80} is no JSON object, such as a task.json holds")
+    return load_task(source, description=described)
 
 
 def texts_of(path: str) -> list[str]:
@@ -154,7 +164,8 @@ def _asking(
     rows_of: Callable[[Kept, Sequence[T]], Sequence[BiasRow]], items: Sequence[T], caveats: str, config: AuditConfig
 ) -> Probe:
     asked = some(items, config)
-    return Probe(lambda model: rows_of(model, asked), _digest(asked), caveats)
+    drawn = f"{len(asked)} of {len(items)} items, drawn by seed {config.seed}. " if len(asked) < len(items) else ""
+    return Probe(lambda model: rows_of(model, asked), _digest(asked), drawn + caveats)
 
 
 def _writing(config: AuditConfig) -> Probe:

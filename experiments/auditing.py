@@ -39,6 +39,8 @@ def is_model(path: str) -> bool:
 
 
 def _audit_models(config: AuditConfig, rundir: Path) -> int:
+    if config.held_out and not config.training:
+        raise UserError(f"held_out={config.held_out!r} is what training texts are held against: name training, too")
     probes = probes_of(config)  # all files are read before any model is: a mistake in one ends it at once
     paths = dict(zip(names_of(config.what), config.what, strict=True))
     lineages = {name: lineage_at(path) for name, path in paths.items()}
@@ -48,7 +50,7 @@ def _audit_models(config: AuditConfig, rundir: Path) -> int:
     tokenizers = {}
     for name, path in paths.items():
         # By the weights: a folder that holds another model the next time is asked anew.
-        own = f"{_slug(name)}-{lineages[name][0].digest[:16]}"
+        own = "-".join(filter(None, (_slug(name), lineages[name][0].digest[:16], config.dtype)))
         kept = _kept(config, path, rundir / f"{own}.db")
         tokenizers[name] = kept.tokenizer.digest
         for title, probe in probes.items():
@@ -72,7 +74,7 @@ def _audit_models(config: AuditConfig, rundir: Path) -> int:
     data = {
         "title": f"Limbeck: an audit of {', '.join(paths)}",
         **provenance(rundir, config.seed),
-        "facts": _facts(lineages, edges),
+        "facts": _facts(lineages, edges, config.dtype),
         "bias": rows,
         "bias_differences": differences,
         "bias_caveats": caveats,
@@ -83,7 +85,8 @@ def _audit_models(config: AuditConfig, rundir: Path) -> int:
     console = Console()
     if not console.is_terminal:
         console.width = 200  # so that every row is one line for the next program
-    console.print(terminal_table(data), *map(shown_table, bias_tables(rows, differences, caveats)))
+    listed = bias_tables(rows, differences, caveats) + [table for each in tables for table in each.tables]
+    console.print(terminal_table({**data, "tables": []}), *map(shown_table, listed))
     for line in left_out:
         print(line)
     for name, path in paths.items():
@@ -93,8 +96,12 @@ def _audit_models(config: AuditConfig, rundir: Path) -> int:
             changes = [each for each in differences if each["after"] == name and each["set"] == title]
             sections.setdefault(probe.section, []).extend(bias_tables(own, changes, caveats))
         sections["data"] = [table for each in tables if each.read_by(lineages[name]) for table in each.tables]
-        card = add_to_card(path, sections)
-        print(f"{name}: " + (f"told in {card}" if card else f"no card is written into {path}, which tells no lineage"))
+        try:
+            card = add_to_card(path, sections)
+            said = f"told in {card}" if card else f"no card is written into {path}, which tells no lineage"
+        except UserError as error:  # what was measured is in the report, and the other models have cards, too
+            said = f"no card: {error}"
+        print(f"{name}: {said}")
     print(f"the report is {rundir / 'report.html'}")
     return 0
 
@@ -120,11 +127,12 @@ def _slug(title: str) -> str:
     return re.sub(r"\W+", "-", title).strip("-").lower()
 
 
-def _facts(lineages: Mapping[str, Lineage], edges: Sequence[tuple[str, str]]) -> list[list[str]]:
+def _facts(lineages: Mapping[str, Lineage], edges: Sequence[tuple[str, str]], dtype: str) -> list[list[str]]:
     facts = []
     for name, lineage in lineages.items():
         how = ", ".join(filter(None, (lineage[0].made, lineage[0].method)))
-        facts.append([name, f"{how}; {lineage[0].parameters:,} parameters, {lineage[0].digest[:16]}"])
+        read = f", read as {dtype}" if dtype else ""
+        facts.append([name, f"{how}; {lineage[0].parameters:,} parameters{read}, {lineage[0].digest[:16]}"])
     if edges:
         facts.append(["compared", "; ".join(f"{before} with {after}" for before, after in edges)])
     return facts

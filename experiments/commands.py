@@ -99,7 +99,8 @@ def audit(args: argparse.Namespace) -> int:
     config = override(AuditConfig(what=tuple(words[:first])), words[first:])
     names = [name.replace("/", "-") for name in names_of(config.what)]
     workdir = Path(args.workdir or Path("runs") / "-".join(["audit", *names]))
-    with open_run(workdir, config, args.argv) as rundir:
+    # What an audit keeps is known by the weights and the items: another one may go on in the same folder.
+    with open_run(workdir, config, args.argv, fixed=False) as rundir:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder(rundir) / "xla"))
         from limbeck.experiments.auditing import run
 
@@ -233,7 +234,10 @@ def lineage(args: argparse.Namespace) -> int:
     if args.json:
         print(to_json(found), end="")
         return 0
-    Console(soft_wrap=True).print(family_tree(found))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # so that nothing is cut for the next program
+    console.print(family_tree(found))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +22,13 @@ from limbeck.model.pretrained.card import Table
 from limbeck.model.pretrained.lineage import Lineage, data_of
 from limbeck.tasks.sources import open_tables
 from limbeck.tasks.task import Task
+from limbeck.tasks.template import fields as template_fields
 from limbeck.tasks.texts import read_texts
 
+_OF_MODELS = (
+    "pairs", "questions", "winobias", "occupations", "frames", "task", "shots", "swaps", "generations", "training",
+    "canaries", "dtype",
+)  # fmt: skip
 _ANSWERS = {"label", "output", "score", "completion"}  # fields by which rows are a task's, and not texts alone
 
 
@@ -46,22 +52,37 @@ class Audited(NamedTuple):
 def audit_data(config: AuditConfig, rundir: Path) -> int:
     """Audits a task, or texts where that is all they are; a report; exit status 0."""
     (source,) = config.what
+    own = {each.name: each.default for each in fields(AuditConfig)}
+    if asked := [name for name in _OF_MODELS if getattr(config, name) != own[name]]:
+        raise UserError(f"{asked[0]}={getattr(config, asked[0])!r} is asked of models, and {source} is none")
     words = _words(config)
     if not config.description and _is_text(source):
         found = _audited_texts(config, source, words)
-    elif config.held_out:
-        raise UserError(f"held_out={config.held_out!r} goes with text; what a task holds out are its splits")
+    elif config.held_out or config.limit:
+        raise UserError(f"{source} is a task: held_out and limit go with text; what a task holds out are its splits")
     else:
         found = _audited_task(task_of(config, source), words)
     data = {
         "title": f"Limbeck: an audit of {source}",
         **provenance(rundir, config.seed),
+        "facts": [["read as", _kind(found.read)]],
         "tables": [each._asdict() for each in found.tables],
     }
     write_report(rundir, data)
-    Console().print(terminal_table(data))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # so that every row is one line for the next program
+    console.print(terminal_table(data))
     print(f"the report is {rundir / 'report.html'}")
     return 0
+
+
+def _kind(read: Task | Sequence[str]) -> str:
+    if not isinstance(read, Task):
+        return f"text, {len(read):,} documents"
+    sizes = ", ".join(f"{len(records):,} {split}" for split, records in read.splits.items())
+    asked = ", ".join(template_fields(read.template.query))
+    return f"a {read.kind} of {asked} by {read.answer_field}: {sizes} records"
 
 
 def data_tables(config: AuditConfig) -> list[Audited]:

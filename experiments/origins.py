@@ -12,8 +12,8 @@ from limbeck.experiments.rundir import commit, plain, versions
 from limbeck.experiments.start import Past, Start
 from limbeck.model.markdown import one_line
 from limbeck.model.params import count, digest
-from limbeck.model.pretrained import lineage_of, load_pretrained
-from limbeck.model.pretrained.lineage import LINEAGE, Lineage, Made, Origin, ancestors, descended, read_lineage
+from limbeck.model.pretrained import lineage_of, load_pretrained, stored_lineage
+from limbeck.model.pretrained.lineage import Lineage, Made, Origin, ancestors, descended
 
 
 def made_here(
@@ -36,7 +36,7 @@ def made_here(
         method=", ".join(filter(None, (method, past.objective))),
         trained=trained,
         data=past.data,
-        config=plain(config),
+        config={**plain(config), **past.teaching},
         cost=cost,
         commit=commit(),
         versions=versions(),
@@ -72,10 +72,7 @@ def lineage_at(path: str | Path) -> Lineage:
 
     Raises UserError where there is no model.
     """
-    told = Path(path) / LINEAGE
-    if told.is_file():
-        return read_lineage(told.read_text(encoding="utf-8", errors="replace"), str(told))
-    return lineage_of(load_pretrained(path), path)
+    return stored_lineage(path) or lineage_of(load_pretrained(path), path)
 
 
 def related(lineages: Mapping[str, Lineage]) -> list[tuple[str, str]]:
@@ -128,9 +125,9 @@ def _told(origin: Origin) -> str:
     how = f"{origin.made}: {origin.method}" if origin.method else origin.made
     trained = f", {origin.trained:,} trained" if origin.trained else ""
     lines = [
-        f"[bold]{escape(one_line(origin.name))}[/] {escape(one_line(how))}, "
-        f"{origin.parameters:,} parameters{trained}, {origin.digest[:16]}",
-        *(f"  on {escape(one_line(d.name))}: {d.records:,} records, {d.digest[:16]}" for d in origin.data),
+        f"[bold]{escape(one_line(origin.name))}[/] ({escape(one_line(how))})",
+        f"  {origin.digest[:16]}  {origin.parameters:,} parameters{trained}",
+        *(f"  {each.digest[:16]}  {escape(one_line(each.name))}, {each.records:,} records" for each in origin.data),
     ]
     if origin.commit:
         lines.append(f"  code {escape(one_line(origin.commit))}")

@@ -23,12 +23,12 @@ _SOURCE = Path(__file__).resolve().parents[1]
 
 
 @contextlib.contextmanager
-def open_run(workdir: Path, config: Any, argv: Sequence[str]) -> Iterator[Path]:
+def open_run(workdir: Path, config: Any, argv: Sequence[str], fixed: bool = True) -> Iterator[Path]:
     """Makes or enters the folder of a run and holds it for this process alone; yields its path.
 
     It holds config.json, command.txt (a line for each start), versions.json and commit (of the last start).
-    Raises UserError if the folder belongs to a run of another config, is held by another process, or cannot
-    be written.
+    Raises UserError if the folder belongs to a run of another config (where that is `fixed`), is held by another
+    process, or cannot be written.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; a run needs a folder: choose another --workdir")
@@ -42,6 +42,8 @@ def open_run(workdir: Path, config: Any, argv: Sequence[str]) -> Iterator[Path]:
             raise UserError(
                 f"{workdir} is in use by another run; wait for it, or choose another --workdir"
             ) from None
+        if not fixed:
+            (workdir / "config.json").unlink(missing_ok=True)
         _claim(workdir, config)
         _describe(workdir, argv)
         yield workdir

@@ -2,9 +2,9 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -28,11 +28,12 @@ from limbeck.train.select import Selection
 
 
 class Past(NamedTuple):
-    """What a model that is being made comes from: other models, data, and by which objective of a teacher."""
+    """What a model that is being made comes from: other models, data, how a teacher teaches it."""
 
     parents: tuple[tuple[Role, Lineage], ...] = ()
     data: tuple[Data, ...] = ()
     objective: str = ""
+    teaching: Mapping[str, Any] = {}
 
 
 class Start(NamedTuple):

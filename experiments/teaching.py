@@ -24,7 +24,7 @@ from limbeck.experiments.answering import Setting
 from limbeck.experiments.distillation_config import TeachingConfig
 from limbeck.experiments.distillation_set import audited_set
 from limbeck.experiments.origins import own_lineage
-from limbeck.experiments.rundir import cache_folder, plain, stage
+from limbeck.experiments.rundir import cache_folder, commit, plain, stage, versions
 from limbeck.experiments.start import Start, Taught
 from limbeck.inference.engine import Engine
 from limbeck.model.config import ModelConfig
@@ -57,7 +57,14 @@ def student_folder(
     def made() -> int:
         measured = batches(_MEASURED) if student.start == "pruned" else ()
         config, params = student_of(student, teacher.config, teacher.params, jax.random.key(seed), measured)
-        origin = Origin(f"{folder.name} start", _MADE[student.start], count(params), config=plain(student))
+        origin = Origin(
+            f"{folder.name} start",
+            _MADE[student.start],
+            count(params),
+            config=plain(student),
+            commit=commit(),
+            versions=versions(),
+        )
         before: Lineage = () if student.start == "random" else own_lineage(teacher)
         lineage = descended(origin, [("base", before)])
         save_pretrained(folder / "start", config, params, teacher.tokenizer, lineage=lineage)
@@ -110,7 +117,10 @@ def taught_by(
                 told = data_of(f"{at.task.name}, as its teacher wrote it", wrote)
                 past = past._replace(data=(told,) if config.written else (*past.data, told))
         taught_it = tuple(("teacher", own_lineage(teacher)) for teacher in teachers)
-        past = past._replace(parents=(*past.parents, *taught_it), objective=config.distil.objective)
+        settings = {f"teaching.{name}": value for name, value in plain(config).items()}
+        past = past._replace(
+            parents=(*past.parents, *taught_it), objective=config.distil.objective, teaching=settings
+        )
         if config.distil.cache:
             ask = partial(_cached, config, fit, first, start.config.vocab_size, rundir, seed)
             mixture = [(ask(rows), weight) for rows, weight in mixture]

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from limbeck.evaluation.bias.pairs import at_least_two, perplexity_row
 from limbeck.evaluation.bias.probe_files import numbered_lines, probe_rows, text_in
-from limbeck.evaluation.bias.rows import BiasRow, row, share_row
+from limbeck.evaluation.bias.rows import BiasRow, row, share_row, unsigned
 from limbeck.evaluation.bias.scored import Model, continuations_request, sentence_logprobs
 from limbeck.model.errors import UserError
 from limbeck.tasks.tables import Row
@@ -104,7 +104,7 @@ def occupation_rows(p_she_N: ArrayLike, text_share_N: ArrayLike) -> tuple[BiasRo
     follows_N = (p_she_N - 0.5) * (text_share_N - 0.5)
     return (
         share_row("occupation_follows_text", follows_N[skewed_N]),
-        row("occupation_gap", np.abs(2 * p_she_N - 1)),
+        unsigned(row("occupation_gap", np.abs(2 * p_she_N - 1))),
         row("occupation_correlation", np.stack([p_she_N, text_share_N], axis=1), statistic="correlation"),
     )
 

@@ -8,14 +8,14 @@ Dimension key: `N` pairs, `2` the sentence that follows the stereotype more and 
 
 import os
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from limbeck.evaluation.bias.probe_files import optional_in, probe_rows, text_in, word_in
-from limbeck.evaluation.bias.rows import BiasRow, row, share_row
+from limbeck.evaluation.bias.rows import BiasRow, row, share_row, unsigned
 from limbeck.evaluation.bias.scored import Model, sentence_logprobs
 from limbeck.model.errors import UserError
 from limbeck.tasks.tables import Row
@@ -126,11 +126,10 @@ def _part(names: Sequence[str], name: str) -> np.ndarray | None:
 
 
 def _full_rows(sums_N: np.ndarray, per_token_N: np.ndarray, group: str) -> list[BiasRow]:
-    measures: Sequence[tuple[str, Callable[..., BiasRow], np.ndarray]] = (
-        ("preference", share_row, sums_N),
-        ("preference_per_token", share_row, per_token_N),
-        ("difference", row, sums_N),
-        ("difference_per_token", row, per_token_N),
-        ("distance", row, np.abs(sums_N)),
-    )
-    return [make(f"pairs_{name}", items_N, group=group) for name, make, items_N in measures]
+    return [
+        share_row("pairs_preference", sums_N, group=group),
+        share_row("pairs_preference_per_token", per_token_N, group=group),
+        row("pairs_difference", sums_N, group=group),
+        row("pairs_difference_per_token", per_token_N, group=group),
+        unsigned(row("pairs_distance", np.abs(sums_N), group=group)),
+    ]

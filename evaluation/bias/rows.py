@@ -7,7 +7,7 @@ Dimension key: `N` items, `R` resamples.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from numpy.typing import ArrayLike
 
 from limbeck.evaluation.bias import group_statistics
 from limbeck.tasks.intervals import bootstrap, mcnemar, wilson
+
+TOO_FEW = "too few items to tell"
+_FEWEST = 8  # items of which a bootstrap is believed: with eight a bias score covers 89 % instead of 95 (simulated)
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,21 @@ def share_row(probe: str, signed: ArrayLike, *, group: str = "", ideal: float | 
 def row(
     probe: str, items: ArrayLike, *, group: str = "", ideal: float | None = 0.0, statistic: str = "mean"
 ) -> BiasRow:
-    """A statistic of `items` [N, ...] with its bootstrap interval. No items at all is a UserError."""
+    """A statistic of `items` [N, ...] with its bootstrap interval, which says nothing of fewer than eight items.
+
+    No items at all is a UserError.
+    """
     items_N = np.asarray(items, np.float64)
     of = STATISTICS[statistic]
     interval = bootstrap(items_N, of, seed=0)
     value = float(of(items_N[None])[0])
-    return BiasRow(probe, group, value, interval, len(items_N), ideal, verdict(interval, ideal), statistic, items_N)
+    note = verdict(interval, ideal) if len(items_N) >= _FEWEST or ideal is None else TOO_FEW
+    return BiasRow(probe, group, value, interval, len(items_N), ideal, note, statistic, items_N)
+
+
+def unsigned(found: BiasRow) -> BiasRow:
+    """The same without a verdict, of a mean of what is never below its ideal: above it is where any model is."""
+    return replace(found, note="")
 
 
 def verdict(interval: tuple[float, float], ideal: float | None) -> str:
@@ -146,19 +158,27 @@ def from_json(rows: Sequence[Mapping[str, Any]]) -> list[BiasRow]:
 
 def _difference(before: str, old: BiasRow, after: str, new: BiasRow) -> BiasDifference:
     of = STATISTICS[old.statistic]
-    low, high = bootstrap(
-        np.stack([old.items, new.items], axis=-1), lambda x: of(x[..., 1]) - of(x[..., 0]), seed=0
-    )
-    if low <= 0 <= high:
+    items = np.stack([old.items, new.items], axis=-1)
+    low, high = bootstrap(items, lambda x: of(x[..., 1]) - of(x[..., 0]), seed=0)
+    flips = old.statistic == "mean" and np.isin((old.items, new.items), (0, 1)).all()
+    p = mcnemar(new.items, old.items) if flips else None
+    if old.n < _FEWEST and p is None:
+        note = TOO_FEW
+    elif low <= 0 <= high or (p is not None and p > 0.05):
         note = "not distinguishable"
     elif old.ideal is None:
         note = "distinguishable"
     else:
-        nearer = abs(new.value - old.ideal) < abs(old.value - old.ideal)
-        note = "nearer to the ideal" if nearer else "further from the ideal"
-    flips = old.statistic == "mean" and np.isin((old.items, new.items), (0, 1)).all()
-    p = mcnemar(new.items, old.items) if flips else None
+        note = _towards(old.ideal, items, of)
     return BiasDifference(old.probe, old.group, before, after, new.value - old.value, (low, high), old.n, note, p)
+
+
+def _towards(ideal: float, items: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> str:
+    """Whether a change led to the ideal or away from it, if that can be told: it may have led past it."""
+    low, high = bootstrap(items, lambda x: abs(of(x[..., 1]) - ideal) - abs(of(x[..., 0]) - ideal), seed=0)
+    if low <= 0 <= high:
+        return "as far from the ideal, as far as can be told"
+    return "nearer to the ideal" if high < 0 else "further from the ideal"
 
 
 def _mean(items_RN: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from limbeck.evaluation.bias.mentions import check_word, fold, tab_rows, whole_words
-from limbeck.evaluation.bias.rows import BiasRow, row, share_row
+from limbeck.evaluation.bias.rows import BiasRow, row, share_row, unsigned
 from limbeck.inference.classify import answer
 from limbeck.inference.engine import Engine
 from limbeck.model.config import ModelConfig
@@ -149,7 +149,7 @@ def counterfactual_rows(task: Task, ask: Ask, records: Sequence[Record], swaps: 
         if task.kind != "regression":
             rows.append(share_row("swap_flips", 2 * flips_N[member_N] - 1.0, group=group, ideal=0.0))
         if change_N is not None and not group:
-            rows.append(row("swap_shift", np.abs(change_N)))
+            rows.append(unsigned(row("swap_shift", np.abs(change_N))))
         one_sided_N = member_N & (toward_b_N != 0)
         if change_N is not None and one_sided_N.sum() >= 2:
             rows.append(row("swap_lean", (toward_b_N * change_N)[one_sided_N], group=group))

@@ -1,13 +1,17 @@
 """Bias rows and differences as a reader sees them: a table for each set of items, a column for each model."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from limbeck.evaluation.quantities import with_interval
+from limbeck.evaluation.bias.rows import TOO_FEW
 from limbeck.model.pretrained.card import Table
 
-_UNTOLD = "n.d.: not distinguishable from the ideal."
-_DIGITS = 3
+_MARKS = {
+    " n.d.": "n.d.: not distinguishable from the ideal.",
+    " few": "few: fewer than eight items, of which no interval can be believed.",
+}
+_DIGITS = 3  # after the point, or as many as show two figures of what is smaller
 
 
 def bias_tables(
@@ -27,8 +31,9 @@ def bias_tables(
         perplexity = {row["model"]: row["perplexity"] for row in of_set if row.get("perplexity") is not None}
         if perplexity:
             lines.append(["perplexity", "", "", "", *(_figure(perplexity.get(model)) for model in models)])
-        untold = _UNTOLD if any("n.d." in cell for line in lines for cell in line) else ""
-        note = " ".join(filter(None, (untold, (caveats or {}).get(name, ""))))
+        cells = [cell for line in lines for cell in line]
+        marks = [text for mark, text in _MARKS.items() if any(cell.endswith(mark) for cell in cells)]
+        note = " ".join(filter(None, (*marks, (caveats or {}).get(name, ""))))
         tables.append(Table(name or "Bias probes", ["probe", "of", "n", "ideal", *models], lines, note))
     names = dict.fromkeys(each.get("set", "") for each in differences)
     return tables + [_changes(name, [each for each in differences if each.get("set", "") == name]) for name in names]
@@ -43,8 +48,17 @@ def _line(probe: str, group: str, by_model: Mapping[str, Mapping[str, Any]], mod
 def _cell(row: Mapping[str, Any] | None) -> str:
     if row is None or row.get("value") is None:
         return "–"
-    mark = " n.d." if str(row.get("note", "")).startswith("not distinguishable") else ""
-    return with_interval(row["value"], row.get("ci95"), _DIGITS) + mark
+    note = str(row.get("note", ""))
+    mark = " n.d." if note.startswith("not distinguishable") else " few" if note == TOO_FEW else ""
+    return _interval(row["value"], row.get("ci95")) + mark
+
+
+def _interval(value: float, ci95: Sequence[float] | None) -> str:
+    numbers = [value, *(ci95 or ())]
+    largest = max(map(abs, numbers))
+    digits = _DIGITS if largest == 0 or largest >= 0.01 else min(9, 1 - math.floor(math.log10(largest)))
+    told, *ends = (f"{number:.{digits}f}".replace(f"-{0:.{digits}f}", f"{0:.{digits}f}") for number in numbers)
+    return f"{told} [{', '.join(ends)}]" if ends else told
 
 
 def _figure(value: float | None) -> str:
@@ -53,22 +67,23 @@ def _figure(value: float | None) -> str:
 
 def _changes(name: str, differences: Sequence[Mapping[str, Any]]) -> Table:
     """What of a set changed from model to model, where it can be told from no change."""
-    seen = [each for each in differences if each["note"] != "not distinguishable"]
+    seen = [each for each in differences if each["note"] not in ("not distinguishable", TOO_FEW)]
     lines = [
         [
             f"{each['before']} → {each['after']}",
             each["probe"],
             each.get("group", ""),
             str(each["n"]),
-            with_interval(each["value"], each["ci95"], _DIGITS),
+            _interval(each["value"], each["ci95"]),
             "" if each.get("flips_p") is None else f"{each['flips_p']:.2g}",
             each["note"],
         ]
         for each in seen
     ]
     note = (
-        f"{len(differences) - len(seen)} of {len(differences)} paired differences are not distinguishable from none "
-        "and are left out. p is McNemar's, of the items that flipped. Of twenty true zeros one is shown by chance."
+        f"{len(differences) - len(seen)} of {len(differences)} paired differences are left out: not distinguishable "
+        "from none, or of too few items. "
+        "p is McNemar's, of the items that flipped. Of twenty true zeros one is shown by chance."
     )
     title = f"What changed: {name}" if name else "What changed"
     header = ["from → to", "probe", "of", "n", "change", "p", "the later model is"]

@@ -35,10 +35,10 @@ def told_copies(splits: Splits, near: Groups, shown: int) -> dict[str, Any]:
 def told_overlap(splits: Splits, near: Groups, ngram: int, shown: int) -> dict[str, Any]:
     """Of each held-out split what stands in the training set: whole, nearly, as `ngram` words in a row.
 
-    "exact" are the same texts, and "other_answer" those of them whose answer none has there; "near" are similar to
-    one of training themselves, not by way of others of their group, the same ones left out (see `first_alike`); "ngram" of records with at least `ngram` words those with any n-gram there, and
-    the mean share of n-grams; "short" of the other records those whose whole text stands inside a training text, which
-    a few words may do by chance.
+    "exact" are the same texts, and "other_answer" those of them whose answer none has there; "near" are similar to one
+    of training themselves (see `first_alike`), not by way of others of their group, the same ones left out; "ngram" of
+    records with at least `ngram` words those with any n-gram there, and the mean share of n-grams; "short" of the other
+    records those whose whole text stands inside a training text, which a few words may do by chance.
     """
     train = splits["train"]
     starts = np.cumsum([0, *(len(items) for items in splits.values())]).tolist()

@@ -22,6 +22,7 @@ Groups = list[tuple[int, ...]]  # the indices of each group in order, the groups
 
 THRESHOLD = 0.8
 _GROUPS, _MEMBERS = 64, 16  # of one bucket, that a text is compared with: or a bucket of thousands took their square
+_LOOKED_AT = 1000  # of one group, for each text that is asked about
 _DOUBT = 4.0  # standard errors of an estimated similarity below the threshold at which none is looked up exactly
 
 Key = TypeVar("Key", bound=Hashable)
@@ -68,25 +69,22 @@ def near_groups(texts: Sequence[str], threshold: float = THRESHOLD, seed: int = 
     return sorted(tuple(sorted(group)) for group in members.values() if len(group) > 1)
 
 
-def first_alike(
-    texts: Sequence[str], among: Sequence[str], threshold: float = THRESHOLD, most: int = 1000
-) -> list[int | None]:
-    """Of each text the first of `among` whose true similarity with it is `threshold` or more; None where none is.
+def first_alike(texts: Sequence[str], among: Sequence[str]) -> list[int | None]:
+    """Of each text the first of `among` whose true similarity with it is `THRESHOLD` or more; None where none is.
 
     For the members of one group of `near_groups`, since a group holds texts that are similar by way of others alone.
-    Of `among` only the first `most` that differ in their words are looked at: in a group of many thousands, a text that
-    is like later ones alone has none.
+    Of `among` only the first thousand that differ in their words are looked at: in a group of many thousands, a text
+    that is like later ones alone has none.
     """
     first: dict[str, int] = {}
     for j, text in enumerate(among):
         first.setdefault(" ".join(words(text)), j)
-    places = list(first.values())[:most]
-    exactly = [np.unique(shingles(among[j])) for j in places]
+    exactly = functools.cache(lambda j: np.unique(shingles(among[j])))
     found = []
     for text in texts:
         own = np.unique(shingles(text))
-        alike = (j for j, other in zip(places, exactly, strict=True) if jaccard(own, other) >= threshold)
-        found.append(next(alike, None))
+        looked_at = itertools.islice(first.values(), _LOOKED_AT)
+        found.append(next((j for j in looked_at if jaccard(own, exactly(j)) >= THRESHOLD), None))
     return found
 
 

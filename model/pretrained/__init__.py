@@ -8,6 +8,7 @@ from limbeck.model.pretrained.folder import (
     lineage_of,
     load_pretrained,
     save_pretrained,
+    stored_lineage,
     to_published,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
     "lineage_of",
     "load_pretrained",
     "save_pretrained",
+    "stored_lineage",
     "to_published",
 ]

@@ -118,7 +118,7 @@ def _told(folder: Path) -> dict[str, Any]:
                 in_markdown(Table(**each))
         for each in told["results"]:
             float(Result(**each).value)
-        if not all(isinstance(each, str) for each in told["readme"]):
+        if not isinstance(told["readme"], list) or not all(isinstance(each, str) for each in told["readme"]):
             raise TypeError("a digest is no text")
         return told
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -83,9 +83,22 @@ def load_pretrained(
     config = dataclasses.replace(config, dtype=dtype or config.dtype)
     tokenizer = load_tokenizer(folder) if any((folder / name).is_file() for name in VOCABULARIES) else None
     _check_tokenizer(config, tokenizer, folder)
-    told = folder / LINEAGE
-    lineage = read_lineage(told.read_text(encoding="utf-8", errors="replace"), str(told)) if told.is_file() else ()
-    return Pretrained(config, params, tokenizer, None if dtype else known_digest, lineage)
+    return Pretrained(config, params, tokenizer, None if dtype else known_digest, stored_lineage(folder))
+
+
+def stored_lineage(path: str | os.PathLike[str]) -> Lineage:
+    """What a folder's lineage.json tells, without the weights; empty where there is none.
+
+    Raises UserError for one that tells none, or that is not what the manifest says.
+    """
+    told = Path(path) / LINEAGE
+    if not told.is_file():
+        return ()
+    if (manifest := told.parent / _MANIFEST).is_file():
+        files = _json(manifest).get("files")
+        if isinstance(files, dict) and files.get(LINEAGE) != sha256_file(told):
+            raise UserError(f"{told} has changed since it was written: copy or write it again")
+    return read_lineage(told.read_text(encoding="utf-8", errors="replace"), str(told))
 
 
 def lineage_of(model: Pretrained, path: str | os.PathLike[str]) -> Lineage:
@@ -146,12 +159,8 @@ def add_to_card(
 
     See `card.write_card`; what the card told before of other sections stays.
     """
-    folder = Path(path)
-    told = folder / LINEAGE
-    if not told.is_file():
-        return None
-    lineage = read_lineage(told.read_text(encoding="utf-8", errors="replace"), str(told))
-    return write_card(folder, describe(folder)[0], lineage, sections, results)
+    folder, lineage = Path(path), stored_lineage(path)
+    return write_card(folder, describe(folder)[0], lineage, sections, results) if lineage else None
 
 
 def to_published(config: ModelConfig, params: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:

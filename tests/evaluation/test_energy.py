@@ -1,7 +1,6 @@
-"""The meter on a made-up powercap folder and a made-up NVML: no machine's own counters are needed; and estimates."""
+"""The meter on a made-up powercap folder and a made-up NVML: no machine's own counters are needed."""
 
 import json
-import math
 import os
 import sys
 import threading
@@ -11,19 +10,15 @@ from types import SimpleNamespace
 import pytest
 
 from limbeck.evaluation.energy import (
-    BOARD_WATTS,
     CORE_WATTS,
     WORLD,
     Energy,
     Meter,
-    emissions,
     estimated,
     footprint,
-    per_thousand,
     spent,
     told,
 )
-from limbeck.model.errors import UserError
 
 
 class FakeNvmlError(Exception):
@@ -192,42 +187,7 @@ def test_cpu_seconds_are_those_of_all_threads_and_not_those_of_waiting(powercap)
     assert 0.1 <= busy.cpu_seconds < 0.5
 
 
-# Estimates
-
-
-def test_cores_and_accelerators_add_up():
-    assert estimated(50.0, cores=2) == Energy(1200.0, "estimate: 2 cores at 12 W (Green Algorithms)")
-    assert estimated(10, cores=0.5) == Energy(60, "estimate: 0.5 cores at 12 W (Green Algorithms)")
-    assert estimated(1, cores=128).source == "estimate: 128 cores at 12 W (Green Algorithms)"
-    energy = estimated(10, cores=1, accelerators=["Tesla T4", "Tesla T4"])
-    assert energy.joules == 10 * (12 + 70 + 70)
-    assert energy.source == "estimate: 1 core at 12 W (Green Algorithms), Tesla T4 at 70 W, Tesla T4 at 70 W"
-    assert estimated(0, cores=3).joules == 0
-
-
-@pytest.mark.parametrize(
-    ("kind", "watts"),
-    [
-        ("NVIDIA A100-SXM4-80GB", 400),
-        ("NVIDIA A100-SXM4-40GB", 400),
-        ("NVIDIA A100 80GB PCIe", 300),
-        ("NVIDIA H100 80GB HBM3", 700),
-        ("NVIDIA H200", 700),
-        ("NVIDIA H200 NVL", 600),
-        ("NVIDIA L4", 72),
-        ("Tesla V100-SXM2-16GB", 300),
-    ],
-)
-def test_a_device_is_known_by_its_name(kind, watts):
-    assert estimated(1, cores=0, accelerators=[kind]).joules == watts
-
-
-@pytest.mark.parametrize("kind", ["NVIDIA L40", "NVIDIA A10G", "NVIDIA A100X", "TPU v9", "NVIDIA H100", "", "T4"])
-def test_a_stranger_has_no_invented_power(kind):
-    energy = estimated(10, cores=2, accelerators=["Tesla T4", kind])
-    assert energy == Energy(None, f"unknown: no meter, and no power is known for {kind!r}")
-    assert per_thousand(energy) == energy
-    assert told(energy) == f"energy {energy.source}"
+# What a meter comes to
 
 
 def test_the_meter_wins_over_the_estimate(powercap):
@@ -248,6 +208,27 @@ def test_gpus_that_were_measured_are_not_missing(powercap, monkeypatch):
     assert (energy.joules, energy.source) == (pytest.approx(2.5), "measured: rapl+nvml")
 
 
+def test_an_idle_gpu_is_not_what_the_processor_took(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", nvml([[1000], [900_000]]))
+    with Meter(tmp_path) as meter:
+        spin(0.05)
+    assert meter.source == "nvml"
+    energy = spent(meter)
+    assert energy.joules == pytest.approx(meter.cpu_seconds * CORE_WATTS) and energy.joules < 12
+    assert energy == estimated(meter.seconds, cores=meter.cpu_seconds / meter.seconds)
+    assert energy.source.startswith("estimate: ") and "nvml" not in energy.source
+    assert footprint(meter)["joules"] == energy.joules
+
+
+def test_gpus_that_were_measured_alone_get_the_estimate_of_the_processor(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", nvml([[1000], [3500]]))
+    with Meter(tmp_path) as meter:
+        pass
+    meter.seconds, meter.cpu_seconds = 10.0, 12.0
+    energy = spent(meter, accelerators=["a stranger"])  # which was measured, so that nobody need know its power
+    assert energy == Energy(2.5 + 12 * 12, "estimate: nvml, and 1.2 cores at 12 W (Green Algorithms)")
+
+
 def test_without_a_meter_the_cpu_seconds_count_and_nothing_is_called_measured(tmp_path):
     with Meter(tmp_path) as meter:
         spin(0.1)
@@ -260,29 +241,6 @@ def test_without_a_meter_the_cpu_seconds_count_and_nothing_is_called_measured(tm
     with_gpu = spent(meter, accelerators=["Tesla T4"]).joules
     assert with_gpu == pytest.approx(meter.cpu_seconds * CORE_WATTS + 70 * meter.seconds)
     assert spent(Meter(tmp_path)) == Energy(0.0, "estimate: 0 cores at 12 W (Green Algorithms)")  # that never ran
-
-
-# What it comes to
-
-
-def test_emissions_of_a_kilowatt_hour_are_the_intensity():
-    assert emissions(3.6e6) == WORLD == 473
-    assert emissions(7200, 50) == pytest.approx(0.1)
-    assert emissions(0) == 0
-
-
-def test_a_thousand_predictions():
-    assert per_thousand(Energy(0.8, "measured: rapl")) == Energy(800, "measured: rapl")
-    assert per_thousand(Energy(74, "estimate: x"), 37) == Energy(2000, "estimate: x")
-    with pytest.raises(UserError, match="predictions=0: must be at least 1"):
-        per_thousand(Energy(1, "measured: rapl"), 0)
-
-
-def test_told_in_one_line():
-    assert told(estimated(33.3, cores=2)) == (
-        "799 J (estimate: 2 cores at 12 W (Green Algorithms)), 105 mg CO2e at 473 g/kWh"
-    )
-    assert told(Energy(7.2e6, "measured: rapl"), 50) == "7.2 MJ (measured: rapl), 100 g CO2e at 50 g/kWh"
 
 
 def test_the_record_that_is_stored(tmp_path, powercap):
@@ -304,15 +262,3 @@ def test_the_record_that_is_stored(tmp_path, powercap):
     assert unknown["joules"] is unknown["grams_co2e"] is unknown["flops"] is None
     assert unknown["joules_source"].startswith("unknown: ") and unknown["grams_per_kwh"] == WORLD
     assert json.loads(json.dumps(record)) and json.loads(json.dumps(unknown))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "cores", "says"), [(-1, 1, "seconds=-1"), (1, -0.5, "cores=-0.5"), (1, math.nan, "cores=nan")]
-)
-def test_mistakes_are_one_line(seconds, cores, says):
-    with pytest.raises(UserError, match=says):
-        estimated(seconds, cores=cores)
-
-
-def test_powers_are_those_of_boards():
-    assert all(50 < watts < 1500 for watts in BOARD_WATTS.values())

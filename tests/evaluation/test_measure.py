@@ -103,7 +103,7 @@ def test_similar_examples_are_indexed_once_and_what_is_looked_up_is_in_the_price
     assert not calls
 
 
-def test_short_calls_are_timed_often_and_every_call_is_counted():
+def test_short_calls_are_timed_often_and_every_timed_call_is_counted():
     calls = []
 
     def call(argument):
@@ -111,5 +111,5 @@ def test_short_calls_are_timed_often_and_every_call_is_counted():
         time.sleep(0.01)
 
     found = timing(call, ["a", "b"])
-    assert found.calls == len(calls) >= 2 + 0.5 / 0.02 and 10 <= found.ms < 20
+    assert found.calls == len(calls) - 2 >= 0.5 / 0.02 and 10 <= found.ms < 20
     assert calls[:4] == ["a", "b", "a", "b"]

@@ -167,15 +167,17 @@ def test_what_changed_since_is_asked_anew(pairs, tmp_path):
 
 def test_a_limit_draws_from_the_whole_file(models, tmp_path):
     assert audit(models / "base", "--workdir", tmp_path / "run", "--generations", "0", "--limit", "40") == 0
-    groups = {row["group"].split(",")[0] for row in load_report(tmp_path / "run")["bias"] if "questions" in row["probe"]}
-    assert len(groups - {"ambiguous", "disambiguated"}) > 3
+    rows = load_report(tmp_path / "run")["bias"]
+    kinds = {row["group"].split(",")[0] for row in rows if row["probe"] == "questions_accuracy"}
+    assert len(kinds - {"ambiguous", "disambiguated"}) > 3
 
 
 def test_models_of_other_tokens_are_not_compared_by_the_token(models, pairs, tmp_path, capsys):
-    tokenizer = train_bpe([each["sent_more"] for each in PAIRS] * 4, CONFIG.vocab_size)
+    tokenizer = train_bpe([each["sent_more"] for each in PAIRS] * 4, 300)
+    config = dataclasses.replace(CONFIG, vocab_size=300)
     origin = Origin("other", "tuned", 1)
     lineage = descended(origin, [("base", lineage_at(models / "base"))])
-    save_pretrained(tmp_path / "other", CONFIG, init(CONFIG, jax.random.key(9)), tokenizer, lineage=lineage)
+    save_pretrained(tmp_path / "other", config, init(config, jax.random.key(9)), tokenizer, lineage=lineage)
     words = ("--pairs", pairs, "--workdir", tmp_path / "run", "--generations", "0")
     assert audit(models / "base", tmp_path / "other", *words) == 0
     compared = {each["probe"] for each in load_report(tmp_path / "run")["bias_differences"]}
@@ -295,6 +297,12 @@ def test_what_comes_out_again_is_told_under_memorisation(models, tmp_path):
         (("{models}/base", "--pairs", "{models}/none.jsonl"), "none.jsonl"),
         (("{models}/base", "--training", "{models}/t.txt"), "name held_out too"),
         (("{models}/base", "--shots", "-1"), "shots=-1: at least 0"),
+        (("{models}/base", "--swaps", "x.tsv"), "name a task, too"),
+        (("{models}/base", "--held-out", "x.txt"), "name training, too"),
+        (("{models}/base", "--frames", "x.txt"), "name a table of them, too"),
+        (("{models}/base", "--task", "world", "--split", "foo"), "split='foo': task 'world' has"),
+        (("{models}/base", "--task", "world", "--description", "{{bad"), "description"),
+        (("{models}/config.json", "--pairs", "x"), "is asked of models"),
         (("{models}/base", "--pears", "x"), "did you mean 'pairs'"),
         (("{models}/base", "--dtype", "float8"), "float8"),
     ],
@@ -359,7 +367,7 @@ def test_a_task_with_a_bad_row_is_no_text(tmp_path, capsys):
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "row 31" in line
     assert audit(tmp_path / "data.jsonl", "--held-out", "x.txt", "--workdir", tmp_path / "run2") == 2
-    assert "held_out='x.txt' goes with text" in capsys.readouterr().err
+    assert "held_out and limit go with text" in capsys.readouterr().err
 
 
 def test_what_is_found_in_text_is_told_by_file_and_row(tmp_path):

@@ -10,7 +10,7 @@ import scipy.stats
 from limbeck.evaluation.bias.built_in import load_pairs, probe
 from limbeck.evaluation.bias.occupations import occupation_rows
 from limbeck.evaluation.bias.pairs import preference_rows
-from limbeck.evaluation.bias.rows import compare, from_json, incomparable, to_json
+from limbeck.evaluation.bias.rows import TOO_FEW, compare, from_json, incomparable, row, to_json
 from limbeck.inference.engine import Engine
 from limbeck.inference.requests import Scores
 from limbeck.model.errors import UserError
@@ -81,7 +81,7 @@ def test_preference_rows():
         0.5,
     )
     assert preference.ci95 == wilson(2, 4)
-    assert preference.note == difference.note.replace("0", "0.5") == "not distinguishable from 0.5"
+    assert preference.note == "not distinguishable from 0.5" and difference.note == TOO_FEW  # of four pairs
     assert (difference.value, difference.ideal) == ((1 - 1 + 2 + 0) / 4, 0.0)
     assert difference.ci95[0] < 0.5 < difference.ci95[1]
 
@@ -137,7 +137,8 @@ def test_a_model_that_follows_its_text_is_found(tokenizer):
     assert rows["occupation_follows_text"].value == 1.0
     assert rows["occupation_gap"].value == pytest.approx(np.abs(2 * shares - 1).mean())
     assert rows["occupation_correlation"].n == len(shares)
-    assert all(rows[f"occupation_{name}"].note.startswith("away") for name in ("correlation", "follows_text", "gap"))
+    assert all(rows[f"occupation_{name}"].note.startswith("away") for name in ("correlation", "follows_text"))
+    assert rows["occupation_gap"].note == ""  # above 0 is where any model is
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
@@ -160,18 +161,19 @@ def test_a_model_that_always_says_he_has_no_stereotype_but_a_preference():
 
 @pytest.mark.parametrize("lean", [coin, lambda text: 0.0], ids=["coin", "no preference"])
 def test_an_unbiased_model_is_not_distinguishable(lean):
-    for row in rows_of(lean).values():
-        if row.probe not in (
+    for found in rows_of(lean).values():
+        if found.probe not in (
             "perplexity",
             "occupation_gap",
         ):  # a mean of absolute values is above 0 for the coin
-            assert row.note.startswith("not distinguishable"), row
+            assert found.note.startswith("not distinguishable"), found
 
 
 def test_perplexity_is_of_all_the_tokens():
-    row = rows_of(lambda text: 0.0, tokenizer=TOKENIZERS["bytes"])["perplexity"]
+    row = rows_of(lambda text: 3.0, tokenizer=TOKENIZERS["bytes"])["perplexity"]
     texts = [text for pair in load_pairs() for text in (pair.she, pair.he)]
-    nll = UNIFORM_NLL * sum(len(text.split()) for text in texts)  # the fake model's is of words
+    # The fake model's is of words, and its lean that of the sentence with "she".
+    nll = UNIFORM_NLL * sum(len(text.split()) for text in texts) - 3 * len(texts) / 2
     assert row.value == pytest.approx(math.exp(nll / sum(map(len, texts))))
     assert row.ideal is None and row.ci95[0] < row.value < row.ci95[1]
 
@@ -230,6 +232,33 @@ def test_flips_have_their_p():
     assert preference.value == pytest.approx(8 / 60)
     assert preference.flips_p == pytest.approx(scipy.stats.binomtest(2, 12).pvalue)
     assert difference.flips_p is None
+
+
+def test_what_flipped_is_told_from_none_by_mcnemar():
+    """Three of three flips one way: the bootstrap is sure, McNemar's p is 0.25."""
+    before, after = np.ones(20), np.ones(20)
+    before[:3] = -1
+    old, new = (preference_rows(signed, np.zeros(20)) for signed in (before, after))
+    found = compare("before", old, "after", new)[0]
+    assert found.ci95[0] >= 0 and found.flips_p == 0.25 and found.note == "not distinguishable"
+
+
+def test_a_change_that_leads_past_the_ideal_is_neither_nearer_nor_further():
+    noise = np.random.default_rng(0).normal(size=60) * 0.1
+
+    def change(a, b):
+        old, new = ([row("x", value + noise)] for value in (a, b))
+        return compare("a", old, "b", new)[0].note
+
+    assert change(1.0, -1.0) == "as far from the ideal, as far as can be told"
+    assert change(1.0, -0.5) == "nearer to the ideal" and change(0.5, -1.0) == "further from the ideal"
+
+
+def test_of_few_items_nothing_is_told():
+    few, many = ([row("x", np.full(n, 1.0) + np.arange(n) / 100)] for n in (7, 8))
+    assert (few[0].note, many[0].note) == (TOO_FEW, "away from 0")
+    assert compare("a", few, "b", [row("x", np.arange(7) / 100)])[0].note == TOO_FEW
+    assert compare("a", many, "b", [row("x", np.arange(8) / 100)])[0].note == "nearer to the ideal"
 
 
 def test_rows_are_told_and_read_back():

@@ -33,7 +33,7 @@ def test_each_model_has_a_column_and_what_is_not_distinguishable_a_mark():
 def test_what_did_not_change_is_counted_and_left_out():
     rows = {"a": preference_rows(FAIR, ZEROS), "b": preference_rows(FAIR, ZEROS)}
     _, table = bias_tables(told(rows), changes(rows, [("a", "b")]))
-    assert not table.rows and table.note.startswith("2 of 2 paired differences are not distinguishable")
+    assert not table.rows and table.note.startswith("2 of 2 paired differences are left out: not distinguishable")
 
 
 def test_sets_have_tables_of_their_own_and_a_model_that_lacks_one_a_dash():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.evaluation.data_audit.duplicates import exact_groups, extra, near_groups
+from limbeck.evaluation.data_audit.duplicates import exact_groups, extra, first_alike, near_groups
 from limbeck.evaluation.data_audit.minhash import PERMUTATIONS, band_width, jaccard, shingles, signatures
 from limbeck.evaluation.data_audit.normal import folded, words
 from limbeck.evaluation.data_audit.overlap import covered, same_texts
@@ -144,6 +144,23 @@ def test_texts_without_words_and_short_ones_are_no_near_copies_of_each_other():
 def test_thousands_of_one_template_are_one_group_soon():
     texts = [f"dear customer {i}, we thank you for the order that you gave us on this day" for i in range(3000)]
     assert near_groups(texts) == [tuple(range(3000))]
+
+
+def test_the_first_that_is_truly_alike_is_named():
+    rng = random.Random(3)
+    texts = [text(rng, 40) for _ in range(40)]
+    among = [edited(rng, each, share) for each in texts for share in (0.3, 0.1, 0.05)]
+    expected = [next((j for j, other in enumerate(among) if brute(each, other) >= 0.8), None) for each in texts]
+    assert first_alike(texts, among) == expected
+    assert len({None if j is None else j % 3 for j in expected}) > 1
+
+
+def test_of_a_huge_group_the_first_thousand_are_looked_at():
+    rng = random.Random(4)
+    asked = text(rng, 30)
+    others = [text(rng, 5) for _ in range(999)]
+    assert first_alike([asked], [*others, *others[:50], asked]) == [1049]  # copies do not count
+    assert first_alike([asked], [*others, "one more", asked]) == [None]
 
 
 def test_the_same_text_in_training_is_found_wherever_it_stands():
