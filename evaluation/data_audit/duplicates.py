@@ -79,7 +79,11 @@ def first_alike(texts: Sequence[str], among: Sequence[str]) -> list[int | None]:
     first: dict[str, int] = {}
     for j, text in enumerate(among):
         first.setdefault(" ".join(words(text)), j)
-    exactly = functools.cache(lambda j: np.unique(shingles(among[j])))
+
+    @functools.cache
+    def exactly(j: int) -> np.ndarray:
+        return np.unique(shingles(among[j]))
+
     found = []
     for text in texts:
         own = np.unique(shingles(text))

@@ -96,7 +96,8 @@ def stored_lineage(path: str | os.PathLike[str]) -> Lineage:
         return ()
     if (manifest := told.parent / _MANIFEST).is_file():
         files = _json(manifest).get("files")
-        if isinstance(files, dict) and files.get(LINEAGE) != sha256_file(told):
+        known = files.get(LINEAGE) if isinstance(files, dict) else None
+        if known is not None and known != sha256_file(told):
             raise UserError(f"{told} has changed since it was written: copy or write it again")
     return read_lineage(told.read_text(encoding="utf-8", errors="replace"), str(told))
 

@@ -8,6 +8,7 @@ import pytest
 
 from limbeck.experiments import lesson, stages
 from limbeck.experiments.lesson_config import LessonConfig, tuning
+from limbeck.experiments.origins import lineage_at, related
 from limbeck.experiments.rundir import open_run
 from limbeck.model.config import ModelConfig
 
@@ -60,6 +61,16 @@ def test_every_stage_runs_and_a_resumed_run_ends_the_same(tmp_path, task, monkey
     assert report["offline"]["coverage"] == 1.0 and report["offline"]["same_answers"]
     assert report["metric"] == "accuracy"
     assert all(set(row["metrics"]) == {"accuracy", "macro_f1", "matthews"} for row in report["rows"])
+    kin = ("base", "full", "distilled", "student_alone")
+    family = {name: lineage_at(tmp_path / "a" / "models" / name) for name in kin}
+    assert [each.name for each in family["distilled"]] == ["distilled", "full", "base"]
+    assert [family[name][0].made for name in family] == ["pretrained", "tuned", "distilled", "pretrained"]
+    assert set(related(family)) == {("base", "full"), ("full", "distilled"), ("student_alone", "distilled")}
+    for name in lesson.TRAINED:
+        told = json.loads((tmp_path / "a" / "models" / name / "card.json").read_text(encoding="utf-8"))["sections"]
+        probed = name in lesson.PROBED.values()
+        assert [bool(told[part]) for part in ("data", "evaluation", "bias", "energy")] == [True, True, probed, True]
+    assert all(row["train_joules"] >= 0 for row in report["rows"] if row["method"] in lesson.TRAINED)
     page = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
     assert "tfidf_logistic" in page and "خوب" in page
 

@@ -214,7 +214,7 @@ def test_an_idle_gpu_is_not_what_the_processor_took(tmp_path, monkeypatch):
         spin(0.05)
     assert meter.source == "nvml"
     energy = spent(meter)
-    assert energy.joules == pytest.approx(meter.cpu_seconds * CORE_WATTS) and energy.joules < 12
+    assert energy.joules == pytest.approx(meter.cpu_seconds * CORE_WATTS)
     assert energy == estimated(meter.seconds, cores=meter.cpu_seconds / meter.seconds)
     assert energy.source.startswith("estimate: ") and "nvml" not in energy.source
     assert footprint(meter)["joules"] == energy.joules

@@ -214,14 +214,14 @@ def test_the_interval_holds_the_ideal_at_its_rate(canaries, least, most):
 
 
 def test_rows_tell_groups_apart_and_leave_out_a_single_canary():
-    canaries = make_canaries(11, digits=2)
-    groups = {"often": canaries[:5], "one": canaries[5:6], "never": canaries[6:]}
+    canaries = make_canaries(22, digits=2)
+    groups = {"often": canaries[:10], "one": canaries[10:11], "never": canaries[11:]}
     secrets = {each.before + each.digits for each in groups["often"]}
     rows = exposure_rows(Likes(lambda text, character: float(text + character in secrets)), groups)
     assert [(row.probe, row.group) for row in rows] == [
         ("exposure", "often"), ("exposure_at_limit", "often"), ("exposure", "never"), ("exposure_at_limit", "never"),
     ]  # fmt: skip
-    assert (rows[0].value, rows[0].n, rows[0].note) == (pytest.approx(math.log2(100)), 5, "away from 1.39621")
+    assert (rows[0].value, rows[0].n, rows[0].note) == (pytest.approx(math.log2(100)), 10, "away from 1.39621")
     assert (rows[1].value, rows[1].note) == (1.0, "away from 0.01")
 
 

@@ -260,7 +260,14 @@ def test_convert_writes_a_folder_that_gives_the_same_parameters(model: str, tmp_
     assert main(["convert", model, str(tmp_path / "new")]) == 2
     assert "is there already" in capsys.readouterr().err
     assert main(["convert", model, str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
-    assert load_pretrained(tmp_path / "half").config.dtype == "bfloat16"
+    half = load_pretrained(tmp_path / "half")
+    assert half.config.dtype == "bfloat16"
+    same, stored = load_pretrained(tmp_path / "new").lineage, digest(load_pretrained(model).params)
+    assert [each.digest for each in same] == [stored]  # in another folder it is the same model
+    assert [(each.made, each.digest) for each in half.lineage] == [
+        ("converted", digest(half.params)),
+        (same[0].made, stored),
+    ]
 
 
 def test_chat_needs_a_template_and_uses_it(model: str, tmp_path: Path, capsys) -> None:

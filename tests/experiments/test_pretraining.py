@@ -8,6 +8,7 @@ import pytest
 
 from limbeck.evaluation.report import load_report
 from limbeck.experiments.cli import main
+from limbeck.experiments.origins import lineage_at
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.text_sources import hold_out, read_sources, solved_texts
 from limbeck.model.errors import UserError
@@ -120,8 +121,12 @@ def test_a_foundation_goes_on_with_chats_and_adapters(texts, tmp_path, capsys):
         np.testing.assert_allclose(leaf, tuned[path], atol=1e-6)
     capsys.readouterr()
     asked = ["is fruit 7 sour?", "--max-new-tokens", "6"]
+    past = lineage_at(tmp_path / "run" / "model")
+    assert lineage_at(tmp_path / "run" / "adapter") == past and past[0].made == "tuned"
     with_adapter = [str(base), "--adapter", str(tmp_path / "run" / "adapter")]
     assert main(["convert", with_adapter[0], str(tmp_path / "folded"), *with_adapter[1:]]) == 0
+    folded = lineage_at(tmp_path / "folded")
+    assert folded[-len(past) :] == past and folded[0].made in ("converted", "tuned")  # whose data and method are told
     capsys.readouterr()
     said = []
     for model in (with_adapter, [str(tmp_path / "folded")], [str(tmp_path / "run" / "model")]):

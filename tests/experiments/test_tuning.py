@@ -52,7 +52,7 @@ def test_every_kind_of_task_is_tuned_for(kind, tmp_path, capsys):
     assert [found["step"] for found in report["evaluations"]["tune"]] == [6, 12]
     model = load_pretrained(folder / "model")
     (own,) = model.lineage  # from random parameters
-    assert (own.made, own.method, own.data[0].records) == ("pretrained", "full", 72)
+    assert (own.made, own.method, own.data[0].records) == ("pretrained", "full", 70)
     assert own.config["fit.steps"] == 12 and own.cost["seconds"] > 0 and own.cost["flops"] > 0
     card = (folder / "model" / "README.md").read_text(encoding="utf-8")
     assert report["metric"].replace("_", "") in card.replace("_", "") and own.digest in card
