@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from limbeck.tasks.scripts import UNSPACED
+
 Rows = np.ndarray | slice  # of the texts: some, or slice(None) for all
 Kept = dict[tuple[str, str], Any]  # what was made of texts, by the name of what made it and their digest
 Made = TypeVar("Made")
@@ -23,10 +25,6 @@ K1, B = 1.2, 0.75  # of BM25: where a word's count saturates, how much a text's 
 _LIKENESS = 0.5  # of MMR: its share against being unlike what was chosen before
 _WIDTH = 256  # candidates that MMR tries first
 _INDEXES = 4  # that are kept: a comparison asks for the same few again and again
-
-# Letters of scripts that put no space between words: Thai, Lao, Burmese, Khmer, kana, Han.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_UNSPACED += "\U0001b000-\U0001b16f\U00020000-\U0003ffff"
 
 
 class Space(NamedTuple):
@@ -136,7 +134,7 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
     kinds = [(character, unicodedata.category(character)) for character in map(chr, range(sys.maxunicode + 1))]
     marks = re.escape("".join(character for character, kind in kinds if kind.startswith("M")))
     invisible = re.escape("".join(character for character, kind in kinds if kind == "Cf" and character != "\u200b"))
-    return re.compile(rf"\w+(?:[{marks}]+\w*)*"), re.compile(f"([{_UNSPACED}]+)"), re.compile(f"[{invisible}]+")
+    return re.compile(rf"\w+(?:[{marks}]+\w*)*"), re.compile(f"([{UNSPACED}]+)"), re.compile(f"[{invisible}]+")
 
 
 def best(score_N: np.ndarray, count: int, tie_N: np.ndarray) -> list[int]:

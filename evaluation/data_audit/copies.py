@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from limbeck.evaluation.data_audit.duplicates import THRESHOLD, Groups, exact_groups, extra, first_alike
+from limbeck.evaluation.data_audit.duplicates import THRESHOLD, Groups, exact_groups, extra, first_alike, near_groups
 from limbeck.evaluation.data_audit.items import Item
 from limbeck.evaluation.data_audit.labels import told
 from limbeck.evaluation.data_audit.overlap import covered, same_texts
+from limbeck.model.progress import no_progress
 from limbeck.tasks.intervals import share
 
 Splits = Mapping[str, Sequence[Item]]  # "train" first; every other is held out
@@ -77,11 +78,18 @@ def told_overlap(splits: Splits, near: Groups, ngram: int, shown: int) -> dict[s
 
 
 def _within(splits: Splits, near: Groups) -> dict[str, tuple[Sequence[Item], Groups]]:
-    """The items of each split, and the part of the groups that is in it, by its own indices."""
+    """The items of each split, and the groups that are in it, by its own indices."""
     found, start = {}, 0
     for split, items in splits.items():
-        parts = [tuple(i - start for i in group if 0 <= i - start < len(items)) for group in near]
-        found[split] = items, [part for part in parts if len(part) > 1]
+        groups: Groups = []
+        for group in near:
+            part = [i - start for i in group if 0 <= i - start < len(items)]
+            if len(part) == len(group):
+                groups.append(tuple(part))
+            elif len(part) > 1:  # what is alike by way of another split's text alone is no group here
+                with no_progress():
+                    groups += [tuple(part[i] for i in each) for each in near_groups([items[i].text for i in part])]
+        found[split] = items, groups
         start += len(items)
     return found
 

@@ -8,6 +8,7 @@ import pytest
 
 from limbeck.evaluation.data_audit.audit import audit_task, audit_texts
 from limbeck.evaluation.data_audit.distilled import audit_distilled
+from limbeck.evaluation.data_audit.duplicates import near_groups
 from limbeck.evaluation.data_audit.tables import audit_tables
 from limbeck.model.errors import UserError
 from limbeck.tasks.sources import load_task
@@ -226,3 +227,13 @@ def test_real_stories_have_nothing_personal_and_no_copies(shared_data):
     assert all(each["found"] == 0 for each in found["personal"].values())
     assert found["duplicates"]["train"]["near"]["groups"] == 0
     assert list(found["languages"]["train"]) == ["en"]
+
+
+def test_texts_that_are_alike_by_way_of_a_held_out_one_are_no_copies_in_training():
+    """A and C are alike to B alone, which is held out: nothing could go from training."""
+    words_of_b = [f"word{i}" for i in range(60)]
+    a, b, c = (" ".join(words_of_b[i:]) for i in (0, 8, 16))
+    assert [len(each) for each in near_groups([a, b, c])] == [3] and not near_groups([a, c])
+    found = audit_task(task_of([(a, "good"), (c, "good"), ("other words by far", "bad")], [(b, "good")]), words=WORDS)
+    assert found["duplicates"]["train"]["near"]["groups"] == 0
+    assert found["overlap"]["test"]["near"]["share"]["value"] == 1
