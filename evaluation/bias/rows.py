@@ -177,7 +177,7 @@ def _towards(ideal: float, items: np.ndarray, of: Callable[[np.ndarray], np.ndar
     """Whether a change led to the ideal or away from it, if that can be told: it may have led past it."""
     low, high = bootstrap(items, lambda x: abs(of(x[..., 1]) - ideal) - abs(of(x[..., 0]) - ideal), seed=0)
     if low <= 0 <= high:
-        return "as far from the ideal, as far as can be told"
+        return "neither nearer to the ideal nor further"
     return "nearer to the ideal" if high < 0 else "further from the ideal"
 
 

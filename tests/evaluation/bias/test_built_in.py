@@ -250,7 +250,7 @@ def test_a_change_that_leads_past_the_ideal_is_neither_nearer_nor_further():
         old, new = ([row("x", value + noise)] for value in (a, b))
         return compare("a", old, "b", new)[0].note
 
-    assert change(1.0, -1.0) == "as far from the ideal, as far as can be told"
+    assert change(1.0, -1.0) == "neither nearer to the ideal nor further"
     assert change(1.0, -0.5) == "nearer to the ideal" and change(0.5, -1.0) == "further from the ideal"
 
 
