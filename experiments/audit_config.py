@@ -58,5 +58,7 @@ class AuditConfig:
             raise UserError(f"swaps={self.swaps!r} are of a task's records: name a task, too")
         if self.frames and not self.occupations:
             raise UserError(f"frames={self.frames!r} are sentences about occupations: name a table of them, too")
+        if self.training and self.training == self.held_out:
+            raise UserError(f"training and held_out are both {self.training}: what was trained on is no control")
         if self.training and not self.held_out:
             raise UserError(f"training={self.training!r}: name held_out too, texts like these that were not trained on")

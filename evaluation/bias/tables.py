@@ -49,7 +49,7 @@ def _cell(row: Mapping[str, Any] | None) -> str:
     if row is None or row.get("value") is None:
         return "–"
     note = str(row.get("note", ""))
-    mark = " n.d." if note.startswith("not distinguishable") else " few" if note == TOO_FEW else ""
+    mark = " n.d." if note.startswith("not distinguishable") else " few" if note.startswith(TOO_FEW) else ""
     return _interval(row["value"], row.get("ci95")) + mark
 
 

@@ -35,6 +35,7 @@ def audit_tables(found: Mapping[str, Any]) -> list[Table]:
                 [group, _share(each["records"]), str(each["mentions"]), f"{each['per_1000_words']:.2f}"]
                 for group, each in found["groups"].items()
             ],
+            "By a list of words: who is named by others, or in another language, is not counted.",
         ),
         _by_group(found),
         _duplicates(found),

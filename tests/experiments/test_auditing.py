@@ -262,7 +262,8 @@ def test_a_card_tells_of_the_data_that_the_model_has_read(tmp_path):
     for name, data in read.items():
         origin = Origin(name, "tuned", 1, data=(data,), config={"held_out": 0.2})
         save_pretrained(tmp_path / name, CONFIG, init(CONFIG, jax.random.key(0)), TOKENIZER, lineage=(origin,))
-    config = AuditConfig(task=str(path), training=str(tmp_path / "text.txt"), held_out=str(tmp_path / "text.txt"))
+    (tmp_path / "held.txt").write_text("They slept.", encoding="utf-8")
+    config = AuditConfig(task=str(path), training=str(tmp_path / "text.txt"), held_out=str(tmp_path / "held.txt"))
     found = data_tables(config)
     who = {name: [each.read_by(lineage_at(tmp_path / name)) for each in found] for name in read}
     assert who == {"all": [True, False], "most": [True, False], "text": [False, True], "other": [False, False]}
@@ -298,6 +299,7 @@ def test_what_comes_out_again_is_told_under_memorisation(models, tmp_path):
         (("{models}/base", "--training", "{models}/t.txt"), "name held_out too"),
         (("{models}/base", "--shots", "-1"), "shots=-1: at least 0"),
         (("{models}/base", "--swaps", "x.tsv"), "name a task, too"),
+        (("{models}/base", "--training", "a.txt", "--held-out", "a.txt"), "what was trained on is no control"),
         (("{models}/base", "--held-out", "x.txt"), "name training, too"),
         (("{models}/base", "--frames", "x.txt"), "name a table of them, too"),
         (("{models}/base", "--task", "world", "--split", "foo"), "split='foo': task 'world' has"),
