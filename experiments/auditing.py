@@ -3,9 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -38,6 +37,14 @@ def is_model(path: str) -> bool:
     return (Path(path) / "config.json").is_file() or Path(path).suffix == ".bin"
 
 
+class Measured(NamedTuple):
+    """The rows of each set of items (by its title) and model, and a line for each set that a model refused."""
+
+    rows: dict[str, dict[str, Sequence[BiasRow]]]
+    tokenizers: dict[str, str]  # digest of each model's
+    refused: list[str]
+
+
 def _audit_models(config: AuditConfig, rundir: Path) -> int:
     if config.held_out and not config.training:
         raise UserError(f"held_out={config.held_out!r} is what training texts are held against: name training, too")
@@ -45,32 +52,12 @@ def _audit_models(config: AuditConfig, rundir: Path) -> int:
     paths = dict(zip(names_of(config.what), config.what, strict=True))
     lineages = {name: lineage_at(path) for name, path in paths.items()}
     edges = related(lineages)
-    measured: dict[str, dict[str, Sequence[BiasRow]]] = {title: {} for title in probes}
-    left_out: list[str] = []
-    tokenizers = {}
-    for name, path in paths.items():
-        # By the weights: a folder that holds another model the next time is asked anew.
-        own = "-".join(filter(None, (_slug(name), lineages[name][0].digest[:16], config.dtype)))
-        kept = _kept(config, path, rundir / f"{own}.db")
-        tokenizers[name] = kept.tokenizer.digest
-        for title, probe in probes.items():
-            try:
-                found = stage(rundir, f"{own}-{_slug(title)}-{probe.digest[:16]}", partial(_measured, probe, kept))
-                measured[title][name] = from_json(found)
-            except Unanswered as reason:
-                left_out.append(f"{name}, {title}: not measured: {reason}")
-    rows: list[dict[str, Any]] = []
-    differences: list[dict[str, Any]] = []
-    for title, found in measured.items():
-        rows += [{**each, "set": title} for each in told(found)]
-        for before, after in edges:
-            if {before, after} <= found.keys():
-                same_tokens = tokenizers[before] == tokenizers[after]
-                a, b = (_comparable(found[name], same_tokens) for name in (before, after))
-                differences += [{**asdict(each), "set": title} for each in compare(before, a, after, b)]
-                left_out += [f"{before} and {after} are not compared by {each}: {title}" for each in incomparable(a, b)]
-    caveats = {title: probe.caveats for title, probe in probes.items()}
+    measured = _measured(config, rundir, probes, paths, lineages)
+    rows = [{**row, "set": title} for title, found in measured.rows.items() for row in told(found)]
+    differences, apart = _differences(measured, edges)
     tables = data_tables(config)
+    caveats = {title: probe.caveats for title, probe in probes.items()}
+    left_out = measured.refused + apart
     data = {
         "title": f"Limbeck: an audit of {', '.join(paths)}",
         **provenance(rundir, config.seed),
@@ -90,20 +77,51 @@ def _audit_models(config: AuditConfig, rundir: Path) -> int:
     for line in left_out:
         print(line)
     for name, path in paths.items():
-        sections: dict[str, list[Table]] = {}
-        for title, probe in probes.items():
-            own = [each for each in rows if each["model"] == name and each["set"] == title]
-            changes = [each for each in differences if each["after"] == name and each["set"] == title]
-            sections.setdefault(probe.section, []).extend(bias_tables(own, changes, caveats))
-        sections["data"] = [table for each in tables if each.read_by(lineages[name]) for table in each.tables]
-        try:
-            card = add_to_card(path, sections)
-            said = f"told in {card}" if card else f"no card is written into {path}, which tells no lineage"
-        except UserError as error:  # what was measured is in the report, and the other models have cards, too
-            said = f"no card: {error}"
-        print(f"{name}: {said}")
+        own = [row for row in rows if row["model"] == name]
+        changed = [each for each in differences if each["after"] == name]
+        read = [table for each in tables if each.read_by(lineages[name]) for table in each.tables]
+        print(f"{name}: {_tell_card(path, probes, own, changed, read)}")
     print(f"the report is {rundir / 'report.html'}")
     return 0
+
+
+def _measured(
+    config: AuditConfig,
+    rundir: Path,
+    probes: Mapping[str, Probe],
+    paths: Mapping[str, str],
+    lineages: Mapping[str, Lineage],
+) -> Measured:
+    found = Measured({title: {} for title in probes}, {}, [])
+    for name, path in paths.items():
+        # By the weights: a folder that holds another model the next time is asked anew.
+        own = "-".join(filter(None, (_slug(name), lineages[name][0].digest[:16], config.dtype)))
+        kept = _kept(config, path, rundir / f"{own}.db")
+        found.tokenizers[name] = kept.tokenizer.digest
+        for title, probe in probes.items():
+            asked = f"{own}-{_slug(title)}-{probe.digest[:16]}"
+            try:
+                rows = stage(rundir, asked, lambda probe=probe, kept=kept: to_json(probe.measure(kept)))
+                found.rows[title][name] = from_json(rows)
+            except Unanswered as reason:
+                found.refused.append(f"{name}, {title}: not measured: {reason}")
+    return found
+
+
+def _differences(
+    measured: Measured, edges: Sequence[tuple[str, str]]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """What changed along the edges, and a line for each probe by which two models cannot be compared."""
+    differences: list[dict[str, Any]] = []
+    lines = []
+    for title, found in measured.rows.items():
+        for before, after in edges:
+            if {before, after} <= found.keys():
+                same_tokens = measured.tokenizers[before] == measured.tokenizers[after]
+                a, b = (_comparable(found[name], same_tokens) for name in (before, after))
+                differences += [{**asdict(each), "set": title} for each in compare(before, a, after, b)]
+                lines += [f"{before} and {after} are not compared by {each}: {title}" for each in incomparable(a, b)]
+    return differences, lines
 
 
 def _comparable(rows: Sequence[BiasRow], same_tokens: bool) -> list[BiasRow]:
@@ -112,15 +130,30 @@ def _comparable(rows: Sequence[BiasRow], same_tokens: bool) -> list[BiasRow]:
     return [each for each in rows if same_tokens or not each.probe.endswith(by_token)]
 
 
+def _tell_card(
+    path: str,
+    probes: Mapping[str, Probe],
+    rows: Sequence[Mapping[str, Any]],
+    changed: Sequence[Mapping[str, Any]],
+    read: Sequence[Table],
+) -> str:
+    """Tells a model's card what was found; in words, where."""
+    sections: dict[str, list[Table]] = {"data": list(read)}
+    for title, probe in probes.items():
+        parts = ([each for each in listed if each["set"] == title] for listed in (rows, changed))
+        sections.setdefault(probe.section, []).extend(bias_tables(*parts, caveats={title: probe.caveats}))
+    try:
+        card = add_to_card(path, sections)
+    except UserError as error:  # what was measured is in the report, and the other models have cards, too
+        return f"no card: {error}"
+    return f"told in {card}" if card else f"no card is written into {path}, which tells no lineage"
+
+
 def _kept(config: AuditConfig, path: str, store: Path) -> Kept:
     model = load_pretrained(path, dtype=config.dtype or None)
     if model.tokenizer is None:
         raise UserError(f"{path} has no tokenizer; put its tokenizer.json beside it")
     return Kept(Engine(model.config, model.params, model.tokenizer, config.batch_size, model.digest), store)
-
-
-def _measured(probe: Probe, kept: Kept) -> list[dict[str, Any]]:
-    return to_json(probe.measure(kept))
 
 
 def _slug(title: str) -> str:
