@@ -87,7 +87,7 @@ def together(run: Path, task: Task, rows: Mapping[str, Mapping[str, Any]]) -> di
     row = {
         "metrics": all_metrics(task, answers, [each.right for each in asked[0]]),
         "prompt": {"members": list(rows)},
-        **{key: next(iter(rows.values()))[key] for key in _OF_THE_MODEL},
+        **{key: next(iter(rows.values())).get(key) for key in _OF_THE_MODEL},
         **{key: None if None in values else sum(values) for key, values in costs.items()},
     }
     return {"row": row, "answers": list(answers)}

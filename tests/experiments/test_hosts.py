@@ -129,7 +129,7 @@ def test_a_host_that_dies_ends_the_others(folder, killed, how, status):
         time.sleep(0.1)
     both[killed].send_signal(signal.Signals[f"SIG{how}"])
     for each in both:
-        each.communicate(timeout=60)
+        each.communicate(timeout=150)  # some 20 s; one core of a busy machine took over 60
     assert both[killed].returncode == status and both[1 - killed].returncode != 0
     with PredictionStore(store) as there:  # what was committed is there, whole
         there.check()
