@@ -126,7 +126,7 @@ def run(config: LessonConfig, rundir: Path) -> int:
 
     offline = lesson.stage("offline", lambda: bulk_and_lookup(lesson.task, teacher, rundir / "predictions.db"))
     probes = lesson.stage("bias", lambda: _probe(lesson))
-    rows = [_row(name, results[name], training) for name in PROMPTED + TRAINED]
+    rows = [_row(name, results[name], training) | _stereotyped(name, probes) for name in PROMPTED + TRAINED]
     for name, row in zip(TRAINED, rows[len(PROMPTED) :], strict=True):
         tell_quality(rundir / "models" / name, lesson.task.name, lesson.task.kind, row)
     audit = lesson.stage("data_audit", lambda: audit_task(lesson.task, words=load_group_words()))
@@ -178,6 +178,15 @@ def _probe(lesson: Lesson) -> dict[str, Any]:
     probes = {name: probe(lesson.engine(model), pairs) for name, model in PROBED.items()}
     edges = [("base", "tuned"), ("tuned", "distilled"), ("student alone", "distilled")]
     return {"rows": told(probes), "differences": changes(probes, edges)}
+
+
+def _stereotyped(method: str, probes: dict[str, Any]) -> dict[str, Any]:
+    """The bias column of a method whose model was probed; prompting asks the base."""
+    names = dict.fromkeys(PROMPTED, "base") | {model: name for name, model in PROBED.items()}
+    for row in probes["rows"]:
+        if row["probe"] == "stereotype_preference" and row["model"] == names.get(method):
+            return {"stereotyped": {key: row[key] for key in ("value", "ci95", "n")}}
+    return {}
 
 
 def _about(lesson: Lesson) -> dict[str, Any]:

@@ -70,6 +70,8 @@ def test_every_stage_runs_and_a_resumed_run_ends_the_same(tmp_path, task, monkey
         told = json.loads((tmp_path / "a" / "models" / name / "card.json").read_text(encoding="utf-8"))["sections"]
         probed = name in lesson.PROBED.values()
         assert [bool(told[part]) for part in ("data", "evaluation", "bias", "energy")] == [True, True, probed, True]
+    probed = {row["method"] for row in report["rows"] if row.get("stereotyped")}
+    assert probed == {*lesson.PROMPTED, "full", "distilled", "student_alone"}
     assert all(row["train_joules"] >= 0 for row in report["rows"] if row["method"] in lesson.TRAINED)
     page = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
     assert "tfidf_logistic" in page and "خوب" in page
