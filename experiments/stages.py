@@ -152,7 +152,8 @@ def train(
         rows, length = stream(0)["tokens_BT"].shape
         per_step = step_flops(model, trainable, without_teacher(frozen), rows * length, length / 2)
         cost = training_cost(meter, fitted.seconds, per_step * settings.steps)
-        made = {"parameters": count(final), "trained": count(trainable), "method": name, "cost": cost}
+        method = name if without_teacher(frozen) else "full"
+        made = {"parameters": count(final), "trained": count(trainable), "method": method, "cost": cost}
         lineage = made_here(name, past, lesson.config, **made)
         save_pretrained(lesson.folder / "models" / name, model, final, lesson.tokenizer, lineage=lineage)
         shutil.rmtree(checkpoints, ignore_errors=True)

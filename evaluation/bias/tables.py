@@ -11,7 +11,7 @@ _MARKS = {
     " n.d.": "n.d.: not distinguishable from the ideal.",
     " few": "few: fewer than eight items, of which no interval can be believed.",
 }
-_DIGITS = 3  # after the point, or as many as show two figures of what is smaller
+_DIGITS = 3  # after the point; more where two figures of what is small need them, fewer of what is large
 
 
 def bias_tables(
@@ -56,7 +56,8 @@ def _cell(row: Mapping[str, Any] | None) -> str:
 def _interval(value: float, ci95: Sequence[float] | None) -> str:
     numbers = [value, *(ci95 or ())]
     largest = max(map(abs, numbers))
-    digits = _DIGITS if largest == 0 or largest >= 0.01 else min(9, 1 - math.floor(math.log10(largest)))
+    size = math.floor(math.log10(largest)) if largest else 0
+    digits = _DIGITS if -2 <= size < 2 else min(9, max(0, _DIGITS - size if size > 0 else 1 - size))
     told, *ends = (f"{number:.{digits}f}".replace(f"-{0:.{digits}f}", f"{0:.{digits}f}") for number in numbers)
     return f"{told} [{', '.join(ends)}]" if ends else told
 

@@ -1,5 +1,7 @@
 """Bias as a reader sees it: a column a model, a mark for what cannot be told from the ideal, differences that can."""
 
+import pytest
+
 from limbeck.evaluation.bias.pairs import preference_rows
 from limbeck.evaluation.bias.rows import changes, told
 from limbeck.evaluation.bias.tables import bias_tables
@@ -41,3 +43,20 @@ def test_sets_have_tables_of_their_own_and_a_model_that_lacks_one_a_dash():
     tables = bias_tables([first, second])
     assert [each.title for each in tables] == ["base", "tuned"]
     assert tables[0].rows[0][5] == "–" and tables[1].rows[0][4] == "–"
+
+
+@pytest.mark.parametrize(
+    ("value", "ci95", "text"),
+    [
+        (0.0004321, (-0.0001, 0.0009), "0.00043 [-0.00010, 0.00090]"),
+        (-1e-12, (-1e-12, 1e-12), "0.000000000 [0.000000000, 0.000000000]"),
+        (0.0, (0.0, 0.0), "0.000 [0.000, 0.000]"),
+        (0.5, (0.25, 0.75), "0.500 [0.250, 0.750]"),
+        (-76688.921, (-134625.031, -40333.071), "-76689 [-134625, -40333]"),
+        (123.456, (99.0, 150.0), "123.5 [99.0, 150.0]"),
+    ],
+)
+def test_numbers_have_the_figures_that_tell_something(value, ci95, text):
+    row = {"model": "m", "probe": "p", "group": "", "value": value, "ci95": ci95, "n": 9, "ideal": None, "note": ""}
+    (table,) = bias_tables([row])
+    assert table.rows[0][4] == text
