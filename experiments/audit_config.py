@@ -44,6 +44,7 @@ class AuditConfig:
     training: str = ""  # texts that the models were trained on, for what can be extracted
     held_out: str = ""  # texts like them that they were not trained on; also of data: what must not be in it
     canaries: str = ""  # secrets that were put among the training texts, as `save_canaries` writes them
+    ngram: int = 13  # words in a row by which a held-out text is found in training (GPT-3's, arXiv 2005.14165)
     limit: int = 0  # items of each set, and texts; 0: all
     dtype: Dtype = ""  # empty: as stored
     batch_size: int = 32
@@ -51,7 +52,7 @@ class AuditConfig:
 
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, get_args(Dtype))
-        for name, least in (("shots", 0), ("generations", 0), ("limit", 0), ("batch_size", 1)):
+        for name, least in (("shots", 0), ("generations", 0), ("limit", 0), ("ngram", 1), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)}: at least {least}")
         if self.swaps and not self.task:

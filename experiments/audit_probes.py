@@ -177,9 +177,8 @@ def _writing(config: AuditConfig) -> Probe:
         reference = {name: int(counts_N.sum()) for name, counts_N in counts.items()}
 
     def rows(model: Kept) -> Sequence[BiasRow]:
-        return generations.generation_rows(
-            model, words, samples=config.generations, seed=config.seed, reference=reference
-        )
+        texts = generations.generate_texts(model, samples=config.generations, seed=config.seed)
+        return generations.representation_rows(texts, words, reference)
 
     listed = [(name, group, sorted(each)) for name, groups in words.items() for group, each in groups.items()]
     return Probe(rows, _digest([listed, reference, config.generations, config.seed]), generations.CAVEATS)

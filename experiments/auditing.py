@@ -19,7 +19,8 @@ from limbeck.experiments.origins import lineage_at, related
 from limbeck.experiments.rundir import stage
 from limbeck.inference.engine import Engine
 from limbeck.model.errors import UserError
-from limbeck.model.pretrained import add_to_card, load_pretrained
+from limbeck.model.params import digest
+from limbeck.model.pretrained import add_to_card, lineage_of, load_pretrained
 from limbeck.model.pretrained.card import Table
 from limbeck.model.pretrained.lineage import Lineage
 
@@ -41,6 +42,7 @@ class Measured(NamedTuple):
     """The rows of each set of items (by its title) and model, and a line for each set that a model refused."""
 
     rows: dict[str, dict[str, Sequence[BiasRow]]]
+    lineages: dict[str, Lineage]
     tokenizers: dict[str, str]  # digest of each model's
     refused: list[str]
 
@@ -50,9 +52,8 @@ def _audit_models(config: AuditConfig, rundir: Path) -> int:
         raise UserError(f"held_out={config.held_out!r} is what training texts are held against: name training, too")
     probes = probes_of(config)  # all files are read before any model is: a mistake in one ends it at once
     paths = dict(zip(names_of(config.what), config.what, strict=True))
-    lineages = {name: lineage_at(path) for name, path in paths.items()}
-    edges = related(lineages)
-    measured = _measured(config, rundir, probes, paths, lineages)
+    measured = _measured(config, rundir, probes, paths)
+    lineages, edges = measured.lineages, related(measured.lineages)
     rows = [{**row, "set": title} for title, found in measured.rows.items() for row in told(found)]
     differences, apart = _differences(measured, edges)
     tables = data_tables(config)
@@ -86,18 +87,21 @@ def _audit_models(config: AuditConfig, rundir: Path) -> int:
 
 
 def _measured(
-    config: AuditConfig,
-    rundir: Path,
-    probes: Mapping[str, Probe],
-    paths: Mapping[str, str],
-    lineages: Mapping[str, Lineage],
+    config: AuditConfig, rundir: Path, probes: Mapping[str, Probe], paths: Mapping[str, str]
 ) -> Measured:
-    found = Measured({title: {} for title in probes}, {}, [])
+    found = Measured({title: {} for title in probes}, {}, {}, [])
     for name, path in paths.items():
-        # By the weights: a folder that holds another model the next time is asked anew.
-        own = "-".join(filter(None, (_slug(name), lineages[name][0].digest[:16], config.dtype)))
-        kept = _kept(config, path, rundir / f"{own}.db")
-        found.tokenizers[name] = kept.tokenizer.digest
+        model = load_pretrained(path, dtype=config.dtype or None)
+        if (tokenizer := model.tokenizer) is None:
+            raise UserError(f"{path} has no tokenizer; put its tokenizer.json beside it")
+        model = model._replace(digest=model.digest or digest(model.params))
+        # A lineage is of the weights as they are stored: a model that brings none and was cast is read once more.
+        lineage = lineage_at(path) if config.dtype else lineage_of(model, path)
+        engine = Engine(model.config, model.params, tokenizer, config.batch_size, model.digest)
+        # By the weights that are asked: a folder that holds another model the next time is asked anew.
+        own = f"{_slug(name)}-{engine.weights_digest[:16]}"
+        kept = Kept(engine, rundir / f"{own}.db")
+        found.lineages[name], found.tokenizers[name] = lineage, tokenizer.digest
         for title, probe in probes.items():
             asked = f"{own}-{_slug(title)}-{probe.digest[:16]}"
             try:
@@ -147,13 +151,6 @@ def _tell_card(
     except UserError as error:  # what was measured is in the report, and the other models have cards, too
         return f"no card: {error}"
     return f"told in {card}" if card else f"no card is written into {path}, which tells no lineage"
-
-
-def _kept(config: AuditConfig, path: str, store: Path) -> Kept:
-    model = load_pretrained(path, dtype=config.dtype or None)
-    if model.tokenizer is None:
-        raise UserError(f"{path} has no tokenizer; put its tokenizer.json beside it")
-    return Kept(Engine(model.config, model.params, model.tokenizer, config.batch_size, model.digest), store)
 
 
 def _slug(title: str) -> str:

@@ -170,18 +170,18 @@ def convert(args: argparse.Namespace) -> int:
     """Writes a model as a folder that other programs load, and says in whose names."""
     from limbeck.experiments.origins import lineage_at
     from limbeck.model.params import count, digest
-    from limbeck.model.pretrained import describe, load_pretrained, save_pretrained
-    from limbeck.model.pretrained.lineage import LINEAGE, Origin, descended
+    from limbeck.model.pretrained import describe, lineage_of, load_pretrained, save_pretrained, stored_lineage
+    from limbeck.model.pretrained.lineage import Origin, descended
     from limbeck.train.methods import plain
     from limbeck.train.peft_format import load_adapter
 
     target = Path(args.target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already: name a new folder")
-    before = lineage_at(args.source)  # of the weights as they are stored
-    if args.adapter and (Path(args.adapter) / LINEAGE).is_file():
-        before = lineage_at(args.adapter)
     model = load_pretrained(args.source, dtype=args.dtype)
+    before = stored_lineage(args.adapter) if args.adapter else ()
+    # A lineage is of the weights as they are stored: a model that brings none and was cast is read once more.
+    before = before or (lineage_at(args.source) if args.dtype else lineage_of(model, args.source))
     params = plain(load_adapter(args.adapter, model.config, model.params)) if args.adapter else model.params
     lineage = before
     if digest(params) != before[0].digest:  # else it is that very model, in another folder

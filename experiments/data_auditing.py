@@ -61,7 +61,7 @@ def audit_data(config: AuditConfig, rundir: Path) -> int:
     elif config.held_out or config.limit:
         raise UserError(f"{source} is a task: held_out and limit go with text; what a task holds out are its splits")
     else:
-        found = _audited_task(task_of(config, source), words)
+        found = _audited_task(config, source, words)
     data = {
         "title": f"Limbeck: an audit of {source}",
         **provenance(rundir, config.seed),
@@ -88,12 +88,13 @@ def _kind(read: Task | Sequence[str]) -> str:
 def data_tables(config: AuditConfig) -> list[Audited]:
     """The audits of what an audit of models names besides: a task, texts, or both."""
     words = _words(config)
-    found = [_audited_task(task_of(config, config.task), words)] if config.task else []
+    found = [_audited_task(config, config.task, words)] if config.task else []
     return found + ([_audited_texts(config, config.training, words)] if config.training else [])
 
 
-def _audited_task(task: Task, words: GroupWords) -> Audited:
-    return Audited(audit_tables(audit_task(task, words=words)), task)
+def _audited_task(config: AuditConfig, source: str, words: GroupWords) -> Audited:
+    task = task_of(config, source)
+    return Audited(audit_tables(audit_task(task, words=words, ngram=config.ngram)), task)
 
 
 def _audited_texts(config: AuditConfig, source: str, words: GroupWords) -> Audited:
@@ -101,7 +102,7 @@ def _audited_texts(config: AuditConfig, source: str, words: GroupWords) -> Audit
     held_out = texts_of(config.held_out) if config.held_out else []
     kept = some(documents, config)
     texts, places = [each.text for each in kept], [each.place for each in kept]
-    found = audit_texts(texts, some(held_out, config), words=words, places=places)
+    found = audit_texts(texts, some(held_out, config), words=words, places=places, ngram=config.ngram)
     return Audited(audit_tables(found), [each.text for each in documents])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from limbeck.distill.rows.transfer_set import own_queries
 from limbeck.evaluation.bias.mentions import load_group_words
-from limbeck.evaluation.data_audit.card import write_data_set
+from limbeck.evaluation.data_audit.card import WrittenSet, write_data_set
 from limbeck.evaluation.data_audit.distilled import audit_distilled
 from limbeck.experiments.rundir import stage
 from limbeck.inference.engine import Engine
@@ -31,7 +31,7 @@ def audited_set(
             filtered = [("drafts of queries: no end, empty, written before, or without an answer", asked - own)]
         found = audit_distilled(task, gold, records, words=load_group_words(), filtered=filtered)
         name = f"{task.name}, written by {lineage[0].name}"
-        write_data_set(rundir / "distillation_set", name, task.kind, records, lineage, how, found)
+        write_data_set(rundir / "distillation_set", WrittenSet(name, task.kind, records, lineage, how, found))
         return "distillation_set"
 
     stage(rundir, "distillation_set", written)

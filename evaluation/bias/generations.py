@@ -55,24 +55,6 @@ _DRAWS = 1000
 _PORTION = 256  # requests between two moves of the progress bar
 
 
-def generation_rows(
-    model: Model,
-    words: GroupWords,
-    prompts: Sequence[str] = PROMPTS,
-    *,
-    samples: int = 16,
-    max_new_tokens: int = 48,
-    temperature: float = 1.0,
-    seed: int = 0,
-    reference: Mapping[str, int] | None = None,
-) -> list[BiasRow]:
-    """`representation_rows` of what a model writes after the prompts, `samples` texts each."""
-    texts = generate_texts(
-        model, prompts, samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
-    )
-    return representation_rows(texts, words, reference)
-
-
 def generate_texts(
     model: Model,
     prompts: Sequence[str] = PROMPTS,

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from limbeck.evaluation.data_audit.tables import audit_tables
 from limbeck.model.files import disk_errors, write_atomic
@@ -21,37 +21,34 @@ _CATEGORIES: dict[Kind, str] = {
 _PERSONAL, _WRITTEN, _SHIFT = "Personal data by its form", "What the teacher wrote", "Label rates, teacher and data"
 
 
-def write_data_set(
-    folder: str | Path,
-    name: str,
-    kind: Kind,
-    records: Sequence[Record],
-    teacher: Lineage,
-    how: Mapping[str, Any],
-    found: Mapping[str, Any],
-) -> None:
-    """Writes train.jsonl, card.json and, last, README.md of records that a teacher wrote.
+class WrittenSet(NamedTuple):
+    """Records that a teacher wrote for a kind of task, the settings by which it did, what `audit_distilled` found."""
 
-    `how` are the settings by which it was asked, `found` what `audit_distilled` found. Equal sets give equal bytes.
+    name: str
+    kind: Kind
+    records: Sequence[Record]
+    teacher: Lineage
+    how: Mapping[str, Any]
+    found: Mapping[str, Any]
+
+
+def write_data_set(folder: str | Path, wrote: WrittenSet) -> None:
+    """Writes train.jsonl, card.json and, last, README.md of what a teacher wrote; equal sets give equal bytes.
+
     Raises UserError on a full disk or a place that cannot be written.
     """
     folder = Path(folder)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "train.jsonl", (json.dumps(each, ensure_ascii=False) + "\n" for each in records))
-    told = {"name": name, "teacher": teacher[0].digest, "how": dict(how), "audit": found}
+    write_atomic(folder / "train.jsonl", (json.dumps(each, ensure_ascii=False) + "\n" for each in wrote.records))
+    teacher = wrote.teacher[0].digest
+    told = {"name": wrote.name, "teacher": teacher, "how": dict(wrote.how), "audit": wrote.found}
     write_atomic(folder / "card.json", json.dumps(told, ensure_ascii=False, indent=1) + "\n")
-    write_atomic(folder / "README.md", _card(name, kind, records, teacher, how, found))
+    write_atomic(folder / "README.md", _card(wrote))
 
 
-def _card(
-    name: str,
-    kind: Kind,
-    records: Sequence[Record],
-    teacher: Lineage,
-    how: Mapping[str, Any],
-    found: Mapping[str, Any],
-) -> str:
+def _card(wrote: WrittenSet) -> str:
+    name, kind, records, teacher, how, found = wrote
     metadata = {
         "pretty_name": name,
         "task_categories": [_CATEGORIES[kind]],

@@ -9,7 +9,7 @@ import pytest
 from limbeck.evaluation.bias import generations
 from limbeck.evaluation.bias import groups as groups_module
 from limbeck.evaluation.bias import rows as rows_module
-from limbeck.evaluation.bias.generations import PROMPTS, generate_texts, generation_rows, representation_rows
+from limbeck.evaluation.bias.generations import PROMPTS, generate_texts, representation_rows
 from limbeck.evaluation.bias.mentions import group_counts, load_group_words
 from limbeck.evaluation.bias.rows import compare, from_json, to_json
 from limbeck.inference.requests import Generation
@@ -200,7 +200,7 @@ def test_a_word_that_is_cut_off_is_left_out(text, kept):
 def test_a_model_is_asked_and_the_words_of_the_prompt_do_not_count():
     model = FakeModel(lambda prompt, sample: " met him." if sample % 4 else " met her.")
     words = {"gender": {"female": frozenset({"her", "she"}), "male": frozenset({"him"})}}
-    rows = generation_rows(model, words, ["She", "When she", "Then she"], samples=8)
+    rows = representation_rows(generate_texts(model, ["She", "When she", "Then she"], samples=8), words)
     assert rows[0].value == pytest.approx(0.25) and rows[0].n == 3 and len(model.asked) == 24
-    again = generation_rows(model, words, reference={"gender/female": 1, "gender/male": 3})
+    again = representation_rows(generate_texts(model), words, {"gender/female": 1, "gender/male": 3})
     assert again[-1].probe == "generation_from_training" and again[-1].value == 0 and again[-1].n == len(PROMPTS)

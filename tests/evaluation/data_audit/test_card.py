@@ -5,7 +5,7 @@ import json
 from huggingface_hub import DatasetCard
 
 from limbeck.evaluation.bias.mentions import load_group_words
-from limbeck.evaluation.data_audit.card import write_data_set
+from limbeck.evaluation.data_audit.card import WrittenSet, write_data_set
 from limbeck.evaluation.data_audit.distilled import audit_distilled
 from limbeck.model.pretrained.lineage import Origin
 from limbeck.tasks.task import Task
@@ -21,7 +21,7 @@ WROTE = [{**row, "output": "a"} for row in ROWS[:20]] + [
 
 def written(folder, wrote=WROTE):
     found = audit_distilled(TASK, ROWS[:30], wrote, words=load_group_words(), filtered=[("drafts without an end", 7)])
-    write_data_set(folder, "fruit, by big one", TASK.kind, wrote, TEACHER, {"written": 1}, found)
+    write_data_set(folder, WrittenSet("fruit, by big one", TASK.kind, wrote, TEACHER, {"written": 1}, found))
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
