@@ -135,6 +135,19 @@ def constrain(x: jax.Array, *axes: Axis) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, _fitting(axes, x.shape, mesh.shape))
 
 
+def spread(axis: Axis) -> int:
+    """Over how many devices a dimension of that axis, or of those axes, is spread; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in names)
+
+
+def platform() -> str:
+    """What the program that is being traced is for: "cpu", "gpu" or "tpu", on this machine or planned for another."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
 def _fitting(axes: Sequence[Axis], shape: Sequence[int], sizes: Mapping[str, int]) -> PartitionSpec:
     """Axes that do not divide their dimension leave it whole: of several, as many of the first as do."""
     out: list[Axis] = []
