@@ -32,6 +32,7 @@ from limbeck.evaluation.page import figures, render
 from limbeck.evaluation.quantities import compact
 from limbeck.model.errors import UserError
 from limbeck.model.files import disk_errors, write_atomic
+from limbeck.model.hosts import leads
 from limbeck.model.markdown import one_line
 from limbeck.model.pretrained import card
 
@@ -50,9 +51,12 @@ _BLOCKS = {
 def write_report(folder: str | Path, data: dict[str, Any]) -> None:
     """Writes quality.svg, report.md, report.html and, last, report.json; equal data gives equal bytes.
 
-    Raises UserError for a number that is not finite, naming its place, and for a folder it cannot write.
+    Of processes that run an experiment together the one that leads writes. Raises UserError for a number that is not
+    finite, naming its place, and for a folder it cannot write.
     """
     _require_finite(data, "report")
+    if not leads():
+        return
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, sort_keys=True, indent=1) + "\n"
     data = json.loads(text)
     folder = Path(folder)

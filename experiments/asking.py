@@ -20,9 +20,8 @@ from limbeck.inference.requests import (
     Values,
 )
 from limbeck.model.errors import UserError
-from limbeck.model.pretrained import describe, load_pretrained
+from limbeck.model.pretrained import load_pretrained
 from limbeck.model.quantize import quantize
-from limbeck.model.sharding import layout
 from limbeck.model.tokenizer.chat import render
 from limbeck.model.tokenizer.join import join
 from limbeck.prompting.config import PromptConfig
@@ -65,8 +64,7 @@ def open_engine(config: PredictionConfig) -> tuple[Engine, str]:
     """(the model of a config, quantised and cast as it says; the name of its adapter in it)."""
     if not config.model:
         raise UserError("no model is said: give --model, a file or a folder")
-    sharding = layout(describe(config.model)[0]) if config.mesh else None
-    model = load_pretrained(config.model, dtype=config.dtype or None, sharding=sharding)
+    model = load_pretrained(config.model, dtype=config.dtype or None)
     if model.tokenizer is None:
         raise UserError(f"{config.model} has no tokenizer; put its tokenizer.json beside it")
     params = quantize(model.params, config.quantise) if config.quantise else model.params

@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = _command(commands, "run", "run an experiment, or go on with an interrupted run", cli_examples.RUN)
-    run.usage = "limbeck run CONFIG [--workdir DIR] [--sweep [I]] [--any.field VALUE ...]"
+    run.usage = "limbeck run CONFIG [--workdir DIR] [--sweep [I]] [--mesh AXIS=N ...] [--hosts] [--any.field VALUE ...]"
     run.add_argument("config", metavar="CONFIG", help=f"a Python file, or a built-in name: {', '.join(built_in())}")
     run.add_argument("--workdir", metavar="DIR", help="folder of the run (default: runs/NAME)")
     run.add_argument(
@@ -81,6 +81,10 @@ def build_parser() -> argparse.ArgumentParser:
         const=-1,
         help="print the sweep's points; with I, run one",
     )
+
+    what = "the devices that hold one model, such as data=2 fsdp=2 tensor=2"
+    run.add_argument("--mesh", metavar="AXIS=N", nargs="+", default=(), help=what)
+    run.add_argument("--hosts", action="store_true", help="this process is one of many, of whose devices the mesh is")
 
     report = _command(commands, "report", "print the table of a finished run, and where its page is")
     report.add_argument("run", metavar="RUN_DIR")

@@ -5,11 +5,11 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from limbeck.experiments.config import apply_point, load_config, override
+from limbeck.experiments.config import LoadedConfig, apply_point, load_config, override
 from limbeck.experiments.prediction_config import PredictionConfig
-from limbeck.experiments.rundir import cache_folder, open_run
+from limbeck.experiments.rundir import cache_folder, open_run, shared_run
 from limbeck.model.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,9 +32,28 @@ def run(args: argparse.Namespace) -> int:
         name, config = f"{name}-{args.sweep}", apply_point(config, loaded.sweep[args.sweep])
     config = override(config, args.overrides)
     workdir = Path(args.workdir or Path("runs") / name)
+    if args.hosts:
+        return _run_on_hosts(loaded, config, workdir, args)
     with open_run(workdir, config, args.argv) as rundir:
         # Read when JAX is imported, which nothing has done yet; an own choice in the environment stays.
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder(rundir) / "xla"))
+        from limbeck.model.sharding import over
+
+        with over(args.mesh):
+            return loaded.run(config, rundir)
+
+
+def _run_on_hosts(loaded: LoadedConfig, config: Any, workdir: Path, args: argparse.Namespace) -> int:
+    """Runs an experiment as one of several processes, over the devices of all."""
+    if not args.mesh:
+        raise UserError("--hosts: say how their devices hold the model, such as --mesh fsdp=16")
+    if isinstance(config, PredictionConfig):
+        raise UserError(f"{loaded.path} is a prediction job: `limbeck predict {args.config} --hosts True` runs it")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder(workdir) / "xla"))
+    from limbeck.model.hosts import joined
+    from limbeck.model.sharding import over
+
+    with joined(), shared_run(workdir, config, args.argv) as rundir, over(args.mesh):
         return loaded.run(config, rundir)
 
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import shlex
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from limbeck.model.errors import UserError
 from limbeck.model.files import disk_errors, write_atomic
 
 _PACKAGES = ("limbeck", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_MARK, _SEEN_WITHIN = ".shared", 20  # seconds: a network's file system may show a new file late
 _SOURCE = Path(__file__).resolve().parents[1]
 
 
@@ -51,6 +53,36 @@ def open_run(workdir: Path, config: Any, argv: Sequence[str], fixed: bool = True
         os.close(lock)
 
 
+@contextlib.contextmanager
+def shared_run(workdir: Path, config: Any, argv: Sequence[str]) -> Iterator[Path]:
+    """`open_run` by the process that leads; the others wait for it, must see the same folder, and are silent.
+
+    Raises UserError in a process that does not see it, and as `open_run` does.
+    """
+    from limbeck.model.hosts import from_leader, leads
+
+    if leads():
+        with open_run(workdir, config, argv) as rundir:
+            mark = secrets.token_hex(16)
+            write_atomic(rundir / _MARK, mark)
+            from_leader(mark)
+            yield rundir
+        return
+    mark = from_leader("")
+    for _ in range(_SEEN_WITHIN):
+        with contextlib.suppress(OSError):
+            if (workdir / _MARK).read_text() == mark:
+                break
+        time.sleep(1)
+    else:
+        raise UserError(
+            f"{workdir.absolute()} on {platform.node()} is not the run's folder of process 0: name one on a file "
+            "system that all hosts share"
+        )
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield workdir
+
+
 def versions() -> dict[str, str]:
     """The versions that a number depends on: Python, the platform, and the packages that compute."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
@@ -77,15 +109,21 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def stage(rundir: Path, name: str, compute: Callable[[], Any]) -> Any:
-    """The result (JSON) of a stage of a run, from `stages/<name>.json` if an earlier start got that far."""
+    """The result (JSON) of a stage of a run, from `stages/<name>.json` if an earlier start got that far.
+
+    Processes that run it together all compute it, and have the leader's result.
+    """
+    from limbeck.model.hosts import from_leader, leads  # brings JAX, which a run's folder is there before
+
     path = rundir / "stages" / f"{name}.json"
-    if not path.exists():
+    if not from_leader(path.exists()):
         start = time.perf_counter()
         result = compute()
-        path.parent.mkdir(exist_ok=True)
         record = {"seconds": time.perf_counter() - start, "result": result}
-        write_atomic(path, json.dumps(record, ensure_ascii=False, indent=1))
-    return json.loads(path.read_text(encoding="utf-8"))["result"]
+        if leads():
+            path.parent.mkdir(exist_ok=True)
+            write_atomic(path, json.dumps(record, ensure_ascii=False, indent=1))
+    return from_leader(json.loads(path.read_text(encoding="utf-8"))["result"] if leads() else None)
 
 
 def stage_seconds(rundir: Path, *names: str) -> float:

@@ -25,6 +25,7 @@ from limbeck.model.flops import step_flops
 from limbeck.model.params import Params, count, digest, join, merge
 from limbeck.model.pretrained import lineage_of, load_pretrained, save_pretrained
 from limbeck.model.pretrained.lineage import Lineage
+from limbeck.model.sharding import placed
 from limbeck.model.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from limbeck.prompting.config import PromptConfig
 from limbeck.tasks.sources import load_task
@@ -131,7 +132,7 @@ def train(
     """Trains and saves `models/<name>`; returns what the training cost and what it moved."""
 
     def compute() -> dict[str, Any]:
-        params = start_from()
+        params = placed(model, start_from())
         trainable, frozen = apply_selection(selection, params)
         print(f"{name}: {describe(trainable, frozen)}", file=sys.stderr)
         checkpoints = lesson.folder / "checkpoints" / name

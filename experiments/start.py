@@ -13,9 +13,11 @@ from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
+from limbeck.model.hosts import from_leader, leads, together
 from limbeck.model.params import Params
 from limbeck.model.pretrained import lineage_of, load_pretrained
 from limbeck.model.pretrained.lineage import Data, Lineage, Role
+from limbeck.model.sharding import placed
 from limbeck.model.sizes import SIZES, UNROLLED, sized
 from limbeck.model.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from limbeck.model.transformer import init
@@ -68,8 +70,10 @@ def begin(
         past = Past((("base", lineage_of(loaded, model)),))
         return Start(config, loaded.params, loaded.tokenizer, Selection(), past=past)
     path = Path(tokenizer) if tokenizer else rundir / "tokenizer.json"
-    if not tokenizer and not path.exists():
-        train_bpe(texts, vocab_size).save(path)
+    if not tokenizer and not from_leader(path.exists()):
+        if leads():
+            train_bpe(texts, vocab_size).save(path)
+        together("the tokenizer is written")
     own = load_tokenizer(path)
     config = sized(model, own.vocab_size, max_len)
     return Start(config, init(config, jax.random.key(seed)), own, Selection())
@@ -96,7 +100,8 @@ def adapted(
     made = prepare(config.tuning, ground(start, config, examples), config.fit.optim, also=also)
     print(f"tuning {config.tuning}: {made.about}", file=sys.stderr)
     fit = dataclasses.replace(config.fit, optim=made.optim)
-    return start._replace(params=made.params, selection=made.selection, added=made.added), fit
+    params = placed(start.config, made.params)  # a method makes its leaves without knowing of a mesh
+    return start._replace(params=params, selection=made.selection, added=made.added), fit
 
 
 def ground(

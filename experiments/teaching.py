@@ -33,6 +33,7 @@ from limbeck.model.flops import forward_flops
 from limbeck.model.params import count
 from limbeck.model.pretrained import save_pretrained
 from limbeck.model.pretrained.lineage import Lineage, Made, Origin, data_of, descended
+from limbeck.model.sharding import placed
 from limbeck.model.transformer import shapes
 from limbeck.prompting.predict import answer_tokens
 from limbeck.tasks.task import Record
@@ -151,7 +152,7 @@ def taught_by(
         if matched:
             with_matchers = add_matchers(config.match, start.config, first.config, params, jax.random.key(seed))
             patterns = (*((r"matcher/.*",) if len(with_matchers) > len(params) else ()), *patterns)
-            params = with_matchers
+            params = placed(start.config, with_matchers)
         if not config.distil.cache:
             params = with_teacher(params, [teacher.params for teacher in teachers], config.distil.teacher_base)
         own = start._replace(params=params, selection=Selection(patterns), past=past)
@@ -207,10 +208,13 @@ def task_rows(
 
 
 def check_written(config: TeachingConfig, at: Setting) -> None:
-    """Raises UserError where a teacher is to write and a head answers."""
+    """Raises UserError where a teacher is to write and a head answers, or several processes hold it together."""
     asked = {name: getattr(config, name) for name in ("own", "written", "transfer_tokens", "rationales")}
     if at.head and (named := [f"{name}={value}" for name, value in asked.items() if value]):
         raise UserError(f"{named[0]} is of tasks that are answered in text: set head=False")
+    written = [f"{name}={value}" for name in _WRITING if (value := getattr(config, name))]
+    if written and jax.process_count() > 1:
+        raise UserError(f"{written[0]}: what a teacher writes is written by one process; run without --hosts")
 
 
 def training_records(config: TeachingConfig, at: Setting, teacher: Start, seed: int) -> Sequence[Record]:

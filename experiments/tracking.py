@@ -11,6 +11,7 @@ from typing import Any
 from limbeck.experiments.config import flatten
 from limbeck.experiments.rundir import MetricsLog
 from limbeck.model.errors import UserError
+from limbeck.model.hosts import leads
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -20,9 +21,13 @@ def tracking(rundir: Path, config: Any, wandb_project: str = "") -> Iterator[Log
     """Yields `log(row)`: a row has "stage" and "step", numbers, and perhaps "texts" as [{"prompt", "text"}].
 
     TensorBoard's files are in `rundir/tensorboard/<stage>`; a run that goes on from a checkpoint hides what it wrote
-    after it. With a project the rows go to Weights & Biases as well, under one id for all starts of the run; nothing
-    leaves the machine otherwise. Raises UserError where wandb is asked for and is not installed.
+    after it. Of processes that run it together the one that leads does all this. With a project the rows go to Weights
+    & Biases as well, under one id for all starts of the run; nothing leaves the machine otherwise. Raises UserError
+    where wandb is asked for and is not installed.
     """
+    if not leads():
+        yield lambda row: None
+        return
     with contextlib.ExitStack() as stack:
         sinks: list[Log] = [MetricsLog(rundir).append, stack.enter_context(_tensorboard(rundir / "tensorboard"))]
         if wandb_project:

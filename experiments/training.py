@@ -20,9 +20,11 @@ from limbeck.experiments.tracking import tracking
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.errors import UserError
 from limbeck.model.files import write_atomic
+from limbeck.model.hosts import leads
 from limbeck.model.params import Params, count, join, merge
 from limbeck.model.pretrained import save_pretrained
 from limbeck.model.pretrained.lineage import LINEAGE
+from limbeck.model.sharding import over_rows
 from limbeck.train.config import FitConfig
 from limbeck.train.loop import Evaluation, fit
 from limbeck.train.loss import Batch, LossFn
@@ -117,16 +119,19 @@ def _save_adapter(
     except UserError as reason:
         print(f"no adapter folder beside the model: {reason}", file=sys.stderr)
         return
-    write_atomic(folder / LINEAGE, (rundir / "model" / LINEAGE).read_text(encoding="utf-8"))
+    if leads():
+        write_atomic(folder / LINEAGE, (rundir / "model" / LINEAGE).read_text(encoding="utf-8"))
 
 
 def cost_of_step(
     loss_fn: LossFn, settings: FitConfig, trainable: Params, frozen: Params, batch: Batch
 ) -> dict[str, float]:
-    """`step_bytes`, all that a compiled step holds at its peak (XLA's own account), and `step_seconds`, a median."""
+    """`step_bytes`, what a device holds at a compiled step's peak (XLA's own account), and `step_seconds`, a median."""
     optimizer = make_optimizer(settings.optim, settings.steps)
     state, key = init_state(optimizer, trainable), jax.random.key(0)
-    step = make_step(loss_fn, optimizer, accumulate=settings.accumulate).lower(state, frozen, batch, key).compile()
+    batch = over_rows(batch)
+    step = make_step(loss_fn, optimizer, accumulate=settings.accumulate, like=state)
+    step = step.lower(state, frozen, batch, key).compile()
     held = step.memory_analysis()
     seconds = []
     for _ in range(_TIMED + 1):

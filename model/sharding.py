@@ -51,7 +51,7 @@ RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     (r"embed/lora_a", ("tensor", None)),
     # What is small, or is taken up whole by every device.
     (r"(blocks/.*|norm)/(scale|bias|\w+_scale|lora_\w+|vera_\w+|ia3_\w+)|embed/lora_\w+|score/kernel", ()),
-    (r"blocks/(attn|mlp)_adapter/.*|(prompt|prefix|vera)/.*|prefix_used", ()),
+    (r"blocks/(attn|mlp)_adapter/.*|(prompt|prefix|vera|matcher)/.*|prefix_used", ()),
     (r".*_(chosen|index)", ()),
 )
 
@@ -90,9 +90,7 @@ def spec(path: str, shape: Sequence[int], mesh: Mesh, config: ModelConfig) -> Pa
 
     Raises UserError for a parameter that no rule covers.
     """
-    parsed = block_path(path)
-    name = f"blocks/{parsed[1]}" if parsed else path
-    axes = next((axes for pattern, axes in RULES if re.fullmatch(pattern, name)), None)
+    axes, name = _rule(path)
     if axes is None:
         raise UserError(f"parameter {path!r}: no rule says how it lies on a mesh; they stand in model/sharding.py")
     in_heads = re.match(r"blocks/attn/([qkvo])/", name)
@@ -102,29 +100,61 @@ def spec(path: str, shape: Sequence[int], mesh: Mesh, config: ModelConfig) -> Pa
     return _fitting((*(None,) * (len(shape) - len(axes)), *axes), shape, mesh.shape)
 
 
+def _rule(path: str) -> tuple[tuple[Axis, ...] | None, str]:
+    """(the axes that the first rule for a path gives, the path without its layers)."""
+    parsed = block_path(path)
+    name = f"blocks/{parsed[1]}" if parsed else path
+    return next((axes for pattern, axes in RULES if re.fullmatch(pattern, name)), None), name
+
+
 def layout(config: ModelConfig) -> Callable[[str, tuple[int, ...]], NamedSharding] | None:
-    """`load_pretrained`'s `sharding`: where a parameter of that path and shape goes; None without a mesh."""
+    """Where a parameter of that path and shape goes; None without a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:  # may be asked while a function is traced, the other may not
+        return None
     mesh = jax.sharding.get_mesh()
-    return None if mesh.empty else lambda path, shape: NamedSharding(mesh, spec(path, shape, mesh, config))
+    return lambda path, shape: NamedSharding(mesh, spec(path, shape, mesh, config))
 
 
 def placed(config: ModelConfig, params: Mapping[str, Any]) -> Params:
     """The parameters, each device with its part of them; as they are without a mesh.
 
-    They may be arrays of any kind that every process has whole. Raises UserError as `spec` does.
+    They may be arrays of any kind that every process has whole. What no rule covers, and lies on the mesh already, is
+    another model's (a teacher's) and stays there. Raises UserError as `spec` does.
     """
     goes = layout(config)
     if goes is None:
         return dict(params)
     out: Params = {}
+    mesh = jax.sharding.get_mesh()
     for path, leaf in params.items():
+        lies = getattr(leaf, "sharding", None)
+        if _rule(path)[0] is None and isinstance(lies, NamedSharding) and lies.mesh == mesh:
+            out[path] = leaf
+            continue
         where = goes(path, leaf.shape)
         if isinstance(leaf, jax.Array) and leaf.sharding.device_set == where.device_set:
             out[path] = jax.device_put(leaf, where)
             continue
-        whole = np.asarray(leaf)
-        out[path] = jax.make_array_from_callback(whole.shape, where, lambda part, whole=whole: whole[part])
+        out[path] = _laid(leaf, where)
     return out
+
+
+def over_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch that every process has whole, each device with its rows of it; as it is without a mesh."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return dict(batch)
+    return {name: _laid(array, NamedSharding(mesh, rows_spec(array.shape))) for name, array in batch.items()}
+
+
+def rows_spec(shape: Sequence[int]) -> PartitionSpec:
+    """How an array lies whose first axis is a batch's rows; whole, if the mesh does not divide them."""
+    return _fitting((ROWS, *[None] * (len(shape) - 1)), shape, jax.sharding.get_abstract_mesh().shape)
+
+
+def _laid(array: Any, where: NamedSharding) -> jax.Array:
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, where, lambda part: whole[part])
 
 
 def constrain(x: jax.Array, *axes: Axis) -> jax.Array:

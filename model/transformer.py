@@ -19,6 +19,7 @@ from limbeck.model.errors import UserError, one_of
 from limbeck.model.layers import Norm, softcap
 from limbeck.model.params import Params, runs
 from limbeck.model.prefix import PREFIX, VIRTUAL, fold_prefix, fold_prompt, is_prefix, prefix_length
+from limbeck.model.sharding import layout
 from limbeck.model.stack import CAPTURED, Block, stack
 
 
@@ -31,8 +32,13 @@ class Output(NamedTuple):
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
-    """Random float32 parameters; a leaf's values depend on the key, its path and its layer alone."""
-    return jax.jit(_init, static_argnums=0)(config, key)
+    """Random float32 parameters; a leaf's values depend on the key, its path and its layer alone.
+
+    On a mesh each device makes its part.
+    """
+    goes = layout(config)
+    where = None if goes is None else {path: goes(path, leaf.shape) for path, leaf in shapes(config).items()}
+    return jax.jit(_init, static_argnums=0, out_shardings=where)(config, key)
 
 
 def _init(config: ModelConfig, key: jax.Array) -> Params:

@@ -19,9 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from limbeck.model.errors import UserError
+from limbeck.model.hosts import hung_after, watched
 from limbeck.model.params import Params, digest, merge
 from limbeck.model.peak import peak
 from limbeck.model.progress import progress
+from limbeck.model.sharding import AXES, ROWS, over_rows, platform, spread
 from limbeck.train.checkpoint import Save, checkpoint_writer, newest_checkpoint, read_checkpoint
 from limbeck.train.config import FitConfig
 from limbeck.train.loss import Batch, LossFn
@@ -88,12 +90,13 @@ def fit(
         raise UserError("keep='best' needs evaluations to choose by: give `evaluate`, or keep='last'")
     start = time.perf_counter()
     trainable, frozen = apply_selection(selection, params)
+    _check_rows(config)
     optimizer = make_optimizer(config.optim, config.steps)
-    step_fn = make_step(loss_fn, optimizer, accumulate=config.accumulate)
     state, rate = init_state(optimizer, trainable), schedule(config.optim, config.steps)
+    step_fn = make_step(loss_fn, optimizer, accumulate=config.accumulate, like=state)
     best: Params = _host(state.trainable) if config.keep == "best" else {}
     watch = Watch(name, config.optim, list(trainable), example_name)
-    meter = Meter(flops_per_step, peak() if flops_per_step else None)
+    meter = Meter(flops_per_step and flops_per_step / _chips(), peak() if flops_per_step else None)
     notes: dict[str, Any] = {"curve": [], "seconds": 0.0, "evaluations": [], "skipped": watch.skipped}
     with contextlib.ExitStack() as stack:
         save: Save | None = None
@@ -110,20 +113,22 @@ def fit(
         tracing = stack.enter_context(_profiling(profile))
         advance = stack.enter_context(progress(name, config.steps, done=done))
         told_to_stop = stack.enter_context(_sigterm_waits())
+        give = stack.enter_context(watched())
         line = ""
         for step in range(done, config.steps):
             if config.patience and _stale(notes["evaluations"]) >= config.patience:
                 break
             tracing(step - done)
+            give(hung_after())
             batch = batch_at(step)
-            state, metrics = step_fn(state, frozen, batch, key)
+            state, metrics = step_fn(state, frozen, over_rows(batch), key)
             watch.add(step + 1, metrics, batch)
             meter.add(batch)
             if step == done:
                 jax.block_until_ready(metrics)
                 print(f"{name}: first step after {time.perf_counter() - start:.1f} s, {told()}", file=sys.stderr)
                 meter.restart()
-            last, stop = step + 1 == config.steps, told_to_stop()
+            last, stop = step + 1 == config.steps, told_to_stop(step)
             evaluates = evaluate is not None and (last or _every(config.evaluate_every, step))
             logs = last or evaluates or _every(config.log_every, step)
             saves = save is not None and (stop or last or _every(config.checkpoint_every, step))
@@ -135,6 +140,7 @@ def fit(
                 values |= {"learning_rate": np.asarray(rate(step)).item(), **meter.read()}
                 line = f"loss {values['loss']:.3f}  {values['tokens_per_second']:,.0f} tok/s"
                 line += f"  {values['mfu']:.0%} of peak" if "mfu" in values else ""
+                give(math.inf)  # an evaluation takes its time
                 if evaluates and evaluate is not None:
                     found = evaluate(merge(average_of(state.opt) or state.trainable, frozen))
                     if config.keep == "best" and found.score > _best(notes["evaluations"]):
@@ -164,6 +170,22 @@ def fit(
     )
 
 
+def _chips() -> int:
+    """Over how many chips a step's FLOPs are spread; simulated devices of a CPU are all one machine's."""
+    return jax.process_count() if platform() == "cpu" else spread(AXES)
+
+
+def _check_rows(config: FitConfig) -> None:
+    """Raises UserError for a batch that a mesh cannot spread evenly."""
+    devices = spread(ROWS)
+    if config.batch_size % (devices * config.accumulate):
+        portions = f" in {config.accumulate} portions" if config.accumulate > 1 else ""
+        raise UserError(
+            f"batch_size={config.batch_size}{portions} cannot be spread over the {devices} devices of "
+            f"{' x '.join(ROWS)}: make it a multiple of {devices * config.accumulate}"
+        )
+
+
 def _every(period: int | None, step: int) -> bool:
     return period is not None and (step + 1) % period == 0
 
@@ -179,7 +201,11 @@ def _stale(evaluations: list[dict[str, Any]]) -> int:
 
 
 def _host(params: Params) -> Params:
-    return {path: np.array(leaf, copy=True) for path, leaf in params.items()}  # pyright: ignore[reportReturnType]
+    """Copies: in the host's memory, or, of parameters that several processes hold together, where they are."""
+    return {
+        path: np.array(leaf, copy=True) if jax.process_count() == 1 else jnp.copy(leaf)  # pyright: ignore[reportReturnType]
+        for path, leaf in params.items()
+    }
 
 
 def _tree(state: State, best: Params) -> dict[str, Any]:
@@ -253,14 +279,22 @@ def _profiling(folder: str | os.PathLike[str] | None) -> Iterator[Callable[[int]
 
 
 @contextlib.contextmanager
-def _sigterm_waits() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGTERM has come; meanwhile the signal ends nothing by itself."""
+def _sigterm_waits() -> Iterator[Callable[[int], bool]]:
+    """Yields a function of the step that says whether SIGTERM has come; meanwhile the signal ends nothing by itself.
+
+    Of several processes all agree on the step, whichever of them was told. There JAX takes the signal.
+    """
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import reached_preemption_sync_point
+
+        yield reached_preemption_sync_point
+        return
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield lambda: False
+        yield lambda step: False
         return
     came: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
     try:
-        yield lambda: bool(came)
+        yield lambda step: bool(came)
     finally:
         signal.signal(signal.SIGTERM, before)

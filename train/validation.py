@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from limbeck.model.params import Params
+from limbeck.model.sharding import over_rows
 from limbeck.train.data import Rows
 from limbeck.train.loss import LossFn
 
@@ -22,7 +23,7 @@ def losses(loss_fn: LossFn, rows: Rows, batch_size: int) -> Callable[[Params], l
         for group in rows.groups:
             for start in range(0, len(group["tokens_BT"]), batch_size):
                 batch = {name: _filled(array[start : start + batch_size], batch_size) for name, array in group.items()}
-                found.append({name: float(value) for name, value in metrics_of(params, batch).items()})
+                found.append({name: float(value) for name, value in metrics_of(params, over_rows(batch)).items()})
         return found
 
     return evaluate

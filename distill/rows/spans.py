@@ -5,6 +5,7 @@ small file `GROUP.START-STOP.json` holds the SHA-256 of its part of the group's 
 all: its numbers are on disk before that file is.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from limbeck.model.files import disk_errors, locked, write_atomic
+from limbeck.model.hosts import from_leader, leads, together
 from limbeck.model.progress import progress
 
 Arrays = dict[str, np.ndarray]
@@ -43,24 +45,36 @@ def kept(entry: Path, sheets: Sequence[Sheet], make: Make, batch_size: int, what
     """The arrays of all sheets, memory-mapped: what is in `entry` and sound is not made again.
 
     Spans are of whole batches. `what` is named beside the progress. Of several processes that ask at once, one makes
-    them. What is damaged is said on stderr and made again. Raises UserError where the disk does not take them; it is
+    them; of those that hold a model together (`hosts.py`) all make them, and the one that leads writes. What is damaged is said on stderr and made again. Raises UserError where the disk does not take them; it is
     asked for all the room before the first span is made.
     """
-    if not all(done_B.all() for done_B in _done(entry, sheets)[0]):
-        with locked(entry.with_name(f".{entry.name}.lock"), wait=True):
+    if not from_leader(all(done_B.all() for done_B in _done(entry, sheets)[0])):
+        alone = locked(entry.with_name(f".{entry.name}.lock"), wait=True) if leads() else contextlib.nullcontext()
+        with alone:
             done, damaged = _done(entry, sheets)  # another process may have made them meanwhile
-            _prepare(entry, sheets, damaged)
+            if leads():
+                _prepare(entry, sheets, damaged)
             total, had = sum(sheet.rows for sheet in sheets), sum(int(done_B.sum()) for done_B in done)
+            spans = [
+                (number, *gap)
+                for number, sheet in enumerate(sheets)
+                for gap in _gaps(done[number], batch_size * _batches(sheet, batch_size))
+            ]
             with progress(what, total, "row", done=had) as advance:
-                for number, sheet in enumerate(sheets):
-                    batch_bytes = batch_size * sum(map(sheet.row_bytes, sheet.arrays))
-                    most = batch_size * max(1, _SPAN_BYTES // batch_bytes)
-                    for start, stop in _gaps(done[number], most):
-                        _write(entry, number, sheet, start, make(number, start, stop, advance))
+                for number, start, stop in from_leader(spans):
+                    made = make(number, start, stop, advance)
+                    if leads():
+                        _write(entry, number, sheets[number], start, made)
+        together(f"{entry.name} is written")
     return [
         {name: np.asarray(_mapped(entry, number, sheet, name)) for name in sheet.arrays}
         for number, sheet in enumerate(sheets)
     ]
+
+
+def _batches(sheet: Sheet, batch_size: int) -> int:
+    """How many batches make a span."""
+    return max(1, _SPAN_BYTES // (batch_size * sum(map(sheet.row_bytes, sheet.arrays))))
 
 
 def bytes_of(array: np.ndarray) -> memoryview:

@@ -22,6 +22,7 @@ from limbeck.distill.rows.spans import Sheet, bytes_of, kept
 from limbeck.model.chosen import filled_outside
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError, one_of
+from limbeck.model.hosts import on_host
 from limbeck.model.params import Params, digest
 from limbeck.model.transformer import head_kernel, hidden, logits
 from limbeck.train.data import Arrays, Rows
@@ -169,7 +170,7 @@ def _answers(
     fill = [(0, -(-batch * length // chunk) * chunk - len(row_N))]
     where = [np.pad(x.astype(np.int32), fill) for x in (np.where(seen_N < 0, 0, at_N), row_N + first, place_N)]
     asked = _ask(config, params, *read, *where, np.int32(len(row_N)), key, keep=keep, chunk=chunk)
-    ids_NK, logprobs_NK = (np.array(x[: len(row_N)]) for x in jax.device_get(asked))
+    ids_NK, logprobs_NK = (np.array(x[: len(row_N)]) for x in on_host(asked))
     if np.isnan(logprobs_NK).any():
         raise UserError("the teacher's output is no number: look at its weights, or compute in another dtype")
     ids_NK[seen_N < 0], logprobs_NK[seen_N < 0] = 0, -np.inf

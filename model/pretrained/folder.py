@@ -22,17 +22,19 @@ from limbeck.model.chosen import has_chosen
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError, one_of
 from limbeck.model.files import disk_errors, sha256_file, write_atomic
+from limbeck.model.hosts import leads, together
 from limbeck.model.params import Params, count, digest, join
 from limbeck.model.pretrained.card import HUB_NAME, Result, Table, drop_card, write_card
 from limbeck.model.pretrained.config_json import TOKENIZER_KEYS, read_config, write_config, write_own
 from limbeck.model.pretrained.families import FAMILIES, Json
-from limbeck.model.pretrained.layout import Sharding, Source, leaf_shape, locate, read_leaf, tensors
+from limbeck.model.pretrained.layout import Source, leaf_shape, locate, read_leaf, tensors
 from limbeck.model.pretrained.lineage import LINEAGE, Lineage, Origin, read_lineage, to_json
 from limbeck.model.pretrained.llama2c import load_llama2c
 from limbeck.model.pretrained.stored_tensor import StoredTensor
 from limbeck.model.pretrained.weight_files import Unsaved, open_weights, save_weights
 from limbeck.model.progress import progress
 from limbeck.model.quantize import is_quantized
+from limbeck.model.sharding import layout, placed
 from limbeck.model.tokenizer import Tokenizer, load_tokenizer
 from limbeck.model.tokenizer.files import VOCABULARIES
 from limbeck.model.transformer import shapes
@@ -56,15 +58,13 @@ class Pretrained(NamedTuple):
     lineage: Lineage = ()
 
 
-def load_pretrained(
-    path: str | os.PathLike[str], *, dtype: str | None = None, sharding: Sharding | None = None
-) -> Pretrained:
+def load_pretrained(path: str | os.PathLike[str], *, dtype: str | None = None) -> Pretrained:
     """Reads a model: a Hugging Face folder, one that `save_pretrained` wrote, or a llama2.c `.bin` file.
 
     The parameters keep the type they are stored in, which is also that of the activations; `dtype` casts both, once.
-    `sharding(path, shape)` says where a parameter goes, and only what its devices here need of it is read. Raises
-    UserError for an unknown architecture, weights that are not those of the config, a damaged or unsafe file, a file
-    that is not what the manifest says, and a tokenizer with more ids than the model.
+    On a mesh (see `sharding.over`) each parameter goes to its devices, and only what those here need of it is read.
+    Raises UserError for an unknown architecture, weights that are not those of the config, a damaged or unsafe file, a
+    file that is not what the manifest says, and a tokenizer with more ids than the model.
     """
     folder = Path(path)
     if dtype is not None:
@@ -74,11 +74,12 @@ def load_pretrained(
     known_digest = _check_manifest(folder) if folder.is_dir() else None
     config, stored, located = _open(folder)
     kind = _DTYPES[dtype] if dtype else None
+    goes = layout(config)
     long = sum(tensor.nbytes for tensor in stored.values()) > _LONG
     params = {}
     with progress(f"load {folder.name}", len(located), "leaf") if long else contextlib.nullcontext(int) as advance:
         for leaf, source in located.items():
-            params[leaf] = read_leaf(leaf, source, stored, kind, sharding)
+            params[leaf] = read_leaf(leaf, source, stored, kind, goes)
             advance(1)
     config = dataclasses.replace(config, dtype=dtype or config.dtype)
     tokenizer = load_tokenizer(folder) if any((folder / name).is_file() for name in VOCABULARIES) else None
@@ -126,23 +127,39 @@ def save_pretrained(
     Other programs load such a folder. A model that no family can say (or one with adapters beside its kernels) is
     written with our own names, for `load_pretrained` alone. The weights are one file, or shards above
     `max_shard_bytes`; the manifest comes last. With a `lineage`, which `descended` makes and in which the model's own
-    digest need not be known, the folder tells where it comes from, and has a model card (see `card.py`). Raises
-    UserError on a full disk or a place that cannot be written.
+    digest need not be known, the folder tells where it comes from, and has a model card (see `card.py`). Of several
+    processes that hold a model together all must call this; the one that leads writes. Raises UserError on a full disk
+    or a place that cannot be written.
     """
     folder = Path(path)
     params = join(params)
     _check_tokenizer(config, tokenizer, folder)
     described, tensors = _to_be_written(config, params)
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (_MANIFEST, _CONFIG, LINEAGE):  # without them the folder is no model until it is whole
-            (folder / name).unlink(missing_ok=True)
-        drop_card(folder)
-    names = save_weights(folder, tensors, max_shard_bytes)
-    names += tokenizer.save_folder(folder) if tokenizer else []
+    if leads():
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in (_MANIFEST, _CONFIG, LINEAGE):  # without them the folder is no model until it is whole
+                (folder / name).unlink(missing_ok=True)
+            drop_card(folder)
+    names, weights = save_weights(folder, tensors, max_shard_bytes), digest(params)
+    if leads():
+        _finish(folder, config, tokenizer, lineage, described, names, weights)
+    together(f"{folder.name} is written")
+
+
+def _finish(
+    folder: Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    lineage: Lineage,
+    described: Json,
+    names: list[str],
+    weights: str,
+) -> None:
+    """Writes what makes a model of weights: tokenizer, lineage, card, config, and last the manifest."""
+    names = names + (tokenizer.save_folder(folder) if tokenizer else [])
     # Said even where there is none: what a family takes an absent id to be may lie outside of this vocabulary.
     described |= {key: getattr(tokenizer, key.replace("_token", ""), None) for key in TOKENIZER_KEYS}
-    weights = digest(params)
     if lineage:
         lineage = (dataclasses.replace(lineage[0], digest=weights), *lineage[1:])
         write_atomic(folder / LINEAGE, to_json(lineage))
@@ -160,7 +177,7 @@ def add_to_card(
 
     See `card.write_card`; what the card told before of other sections stays.
     """
-    folder, lineage = Path(path), stored_lineage(path)
+    folder, lineage = Path(path), stored_lineage(path) if leads() else ()
     return write_card(folder, describe(folder)[0], lineage, sections, results) if lineage else None
 
 
@@ -217,6 +234,7 @@ def _file(path: Path, dtype: str | None) -> Pretrained:
     if path.suffix != ".bin":
         raise UserError(f"{path} is no model: name a folder, or a llama2.c .bin file")
     config, params = load_llama2c(path, dtype)
+    params = placed(config, params)
     beside = [path.parent / name for name in (f"tok{config.vocab_size}.bin", "tokenizer.bin")]
     tokenizer = next((load_tokenizer(file) for file in beside if file.is_file()), None)
     _check_tokenizer(config, tokenizer, path)

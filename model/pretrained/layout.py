@@ -12,6 +12,7 @@ from flax.errors import FlaxError
 from limbeck.model.added import ADDED
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError, nearest
+from limbeck.model.hosts import on_host
 from limbeck.model.params import block_path
 from limbeck.model.pretrained.families import FAMILIES
 from limbeck.model.pretrained.stored_tensor import StoredTensor, aligned
@@ -242,7 +243,7 @@ def _unsaved(
     name: str, shape: tuple[int, ...], leaves: Sequence[jax.Array], layer: int | None, source: Source
 ) -> Unsaved:
     def make() -> np.ndarray:
-        parts = [np.asarray(leaf if layer is None else leaf[layer]) for leaf in leaves]
+        parts = [np.asarray(on_host(leaf if layer is None else leaf[layer])) for leaf in leaves]
         if source.slots > 1:
             split = [(x.T if x.ndim == 2 else x).reshape(source.heads, -1, *x.shape[:-1]) for x in parts]
             whole = np.stack(split, 1).reshape(-1, *parts[0].shape[:-1])

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from limbeck.model.errors import UserError
 from limbeck.model.files import disk_errors, sync_folder
+from limbeck.model.hosts import leads
 from limbeck.model.pretrained.stored_tensor import AGAIN, LEGAL, PICKLE, StoredTensor, quoted, reading, stamp
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -167,7 +168,8 @@ def save_weights(folder: Path, tensors: Iterable[Unsaved], max_shard_bytes: int 
 
     That is one file, or shards of at most `max_shard_bytes` (but at least one tensor) and their index. Until all are
     written the folder keeps its old weights; then they change places, and a kill meanwhile leaves the old, the new, or
-    a folder that `open_weights` refuses, never a mixture. One writer at a time. Raises UserError on a full disk.
+    a folder that `open_weights` refuses, never a mixture. One writer at a time: of processes that hold the tensors
+    together all must call this, and the one that leads writes. Raises UserError on a full disk.
     """
     shards = _cut(tensors, max_shard_bytes)
     names = [SINGLE]
@@ -181,6 +183,11 @@ def save_weights(folder: Path, tensors: Iterable[Unsaved], max_shard_bytes: int 
         total = sum(_size(tensor) for shard in shards for tensor in shard)
         index = {"metadata": {"total_size": total}, "weight_map": placed}
         contents[INDEX] = [lambda: json.dumps(index, indent=2).encode()]
+    if not leads():  # the process that does takes the others' parts of every tensor
+        for parts in contents.values():
+            for part in parts:
+                part()
+        return list(contents)
     folder = Path(folder)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ import jax
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.files import disk_errors, sha256_file, write_atomic
+from limbeck.model.hosts import leads, on_host
 from limbeck.model.params import Params, digest, merge
 from limbeck.model.pretrained.stored_tensor import AGAIN, PICKLE, quoted, reading
 from limbeck.model.pretrained.weight_files import Unsaved, file_bytes, inside, open_file, parse_json
@@ -43,11 +44,18 @@ def save_adapter(
     """Writes what makes the model `base` what `params` are: added leaves, and the base's leaves that have changed.
 
     Leaves that are the same array in both cost nothing to compare. `base_name` is the folder or the published name of
-    the base, which PEFT loads when it is not given one. Raises UserError for leaves that PEFT has no way to say, a
+    the base, which PEFT loads when it is not given one. Of several processes that hold the models together all must
+    call this; the one that leads writes. Raises UserError for leaves that PEFT has no way to say, a
     model of no published family, and a full disk or a place that cannot be written.
     """
     folder = Path(path)
+    if jax.process_count() > 1:
+        whole = {name: on_host(leaf) for name, leaf in base.items()}
+        params = {name: whole[name] if x is base.get(name) else on_host(x) for name, x in params.items()}
+        base = whole
     written = write_adapter(config, base, params)
+    if not leads():
+        return
     described = {"base_model_name_or_path": base_name or None, **written.config}
     tensors = [Unsaved(name, x.shape, x.dtype, lambda x=x: x) for name, x in sorted(written.tensors.items())]
     with disk_errors(folder):

@@ -130,17 +130,15 @@ def test_a_leaf_goes_onto_its_sharding_and_no_more_of_it_is_read(llama, tmp_path
 import sys, jax, numpy as np
 from limbeck.model.pretrained import load_pretrained
 from limbeck.model.pretrained.weight_files import StoredTensor
-mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+from limbeck.model.sharding import over
 read = []
 get = StoredTensor.__getitem__
 def reading(self, index):
     read.append((self.name, get(self, index).shape))
     return get(self, index)
 StoredTensor.__getitem__ = reading
-def sharding(path, shape):
-    last = (None,) * (len(shape) - 1) + ("x",) if path.endswith("kernel") else ()
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*last))
-model = load_pretrained(sys.argv[1], sharding=sharding)
+with over(["tensor=2"]):
+    model = load_pretrained(sys.argv[1])
 q = model.params["blocks/attn/q/kernel"]
 assert q.shape == (2, 8, 8) and {s.data.shape for s in q.addressable_shards} == {(2, 8, 4)}
 assert all(shape == (4, 8) for name, shape in read if name.endswith("q_proj.weight")), read
