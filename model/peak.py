@@ -7,24 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Dense bfloat16 FLOPs a second of one chip, as JAX counts devices, from the makers' data sheets.
-_PUBLISHED = {
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA A10": 125e12,
-    "Tesla V100": 125e12,
-    "Tesla T4": 65e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-}
+from limbeck.model.chips import known
 
 
 class Peak(NamedTuple):
@@ -39,11 +22,8 @@ def peak() -> Peak | None:
     device = jax.devices()[0]
     if device.platform == "cpu":
         return Peak(matmul_rate(), "float32 matmul, measured")
-    for kind, rate in _PUBLISHED.items():
-        # In whole words: an L40S is no L4, and does not compute like one.
-        if f"{device.device_kind} ".startswith((f"{kind} ", f"{kind}-")):
-            return Peak(rate, f"{kind}, bfloat16, published")
-    return None
+    chip = known(device.device_kind)
+    return Peak(chip.flops_per_second, f"{chip.kind}, bfloat16, published") if chip else None
 
 
 @functools.cache
