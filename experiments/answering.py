@@ -63,7 +63,13 @@ def start_of(at: Setting, model: str) -> Start:
     config, task = at.config, at.task
     queries = [task.query(record) for record in task.splits["train"]]
     start = begin(model, at.rundir, queries, vocab_size=config.vocab_size, max_len=config.max_len, seed=config.seed)
-    return with_head(start, (task.options or (task.answer_field,)) if at.head else (), config.seed)
+    start = start._replace(config=dataclasses.replace(start.config, remat=config.remat))
+    return with_head(start, labels_of(at), config.seed)
+
+
+def labels_of(at: Setting) -> tuple[str, ...]:
+    """The outputs of the head that answers the task; none where its answers are text."""
+    return (at.task.options or (at.task.answer_field,)) if at.head else ()
 
 
 def rows_of(at: Setting, split: str, start: Start) -> Rows:

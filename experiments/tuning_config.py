@@ -1,9 +1,10 @@
 """What tuning one model for one task reads from an experiment file; jax-free, so that a mistake stops at once."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
-from limbeck.model.errors import UserError
+from limbeck.model.config import Remat
+from limbeck.model.errors import UserError, one_of
 from limbeck.train.config import FitConfig, MethodConfig
 
 
@@ -18,6 +19,7 @@ class TuningConfig:
     head: bool = True  # False: the answer is text, also of a classification, as in prompting
     tuning: str = "full"  # what trains: a way of tuning (train/methods.py), or a pattern over leaves
     method: MethodConfig = MethodConfig()
+    remat: Remat = "none"  # what the backward pass computes again, to save memory
     smoothing: float = 0.0  # of labels
     held_out: float = 0.1  # share of the training records to validate on where there is no validation split
     vocab_size: int = 4096  # of the tokenizer, and
@@ -28,6 +30,7 @@ class TuningConfig:
     profile: bool = False  # trace a few steps into the run's folder
 
     def __post_init__(self) -> None:
+        one_of("remat", self.remat, get_args(Remat))
         for name in ("task", "model"):
             if not getattr(self, name):
                 raise UserError(f"{name} is not said: give --{name}, a file or a folder")

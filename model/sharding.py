@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from limbeck.model.config import ModelConfig
@@ -56,12 +57,24 @@ RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
 )
 
 
-def make_mesh(sizes: Sequence[str]) -> Mesh:
-    """The mesh of "data=2", "fsdp=4", "tensor=2": axes that are not named have one device.
+def make_mesh(sizes: Sequence[str], devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of "data=2", "fsdp=4", "tensor=2" over those devices, or those there are; an axis not named has one.
 
     Raises UserError for an axis there is not, one named twice, a size that is no number, and a mesh that is not all
     devices.
     """
+    shape, found = mesh_shape(sizes), jax.devices() if devices is None else devices
+    if math.prod(shape) != len(found):
+        raise UserError(
+            f"mesh {' '.join(sizes)} is of {math.prod(shape)} devices, and there are {len(found)}: use all of them"
+        )
+    # Not `jax.make_mesh`, which refuses to split an axis of a TPU's torus between two of the mesh.
+    placed_devices = create_device_mesh(shape, found, allow_split_physical_axes=True)
+    return Mesh(placed_devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_shape(sizes: Sequence[str]) -> tuple[int, ...]:
+    """How many devices each of AXES has; raises UserError as `make_mesh` does."""
     found: dict[str, int] = {}
     for each in sizes:
         name, _, size = each.partition("=")
@@ -69,10 +82,7 @@ def make_mesh(sizes: Sequence[str]) -> Mesh:
         if name in found or not re.fullmatch(r"[1-9]\d{0,5}", size):
             raise UserError(f"mesh {' '.join(sizes)}: say each axis once, with its devices, such as {name}=2")
         found[name] = int(size)
-    devices, asked = jax.device_count(), math.prod(found.values())
-    if asked != devices:
-        raise UserError(f"mesh {' '.join(sizes)} is of {asked} devices, and there are {devices}: use all of them")
-    return jax.make_mesh([found.get(axis, 1) for axis in AXES], AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return tuple(found.get(axis, 1) for axis in AXES)
 
 
 @contextlib.contextmanager
@@ -144,12 +154,13 @@ def over_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return dict(batch)
-    return {name: _laid(array, NamedSharding(mesh, rows_spec(array.shape))) for name, array in batch.items()}
+    return {name: _laid(array, NamedSharding(mesh, fitted((ROWS,), array.shape))) for name, array in batch.items()}
 
 
-def rows_spec(shape: Sequence[int]) -> PartitionSpec:
-    """How an array lies whose first axis is a batch's rows; whole, if the mesh does not divide them."""
-    return _fitting((ROWS, *[None] * (len(shape) - 1)), shape, jax.sharding.get_abstract_mesh().shape)
+def fitted(axes: Sequence[Axis], shape: Sequence[int]) -> PartitionSpec:
+    """How an array of that shape lies over axes of its first dimensions; what the mesh does not divide is whole."""
+    whole = (None,) * (len(shape) - len(axes))
+    return _fitting((*axes, *whole), shape, jax.sharding.get_abstract_mesh().shape)
 
 
 def _laid(array: Any, where: NamedSharding) -> jax.Array:
@@ -162,7 +173,7 @@ def constrain(x: jax.Array, *axes: Axis) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, _fitting(axes, x.shape, mesh.shape))
+    return jax.lax.with_sharding_constraint(x, fitted(axes, x.shape))
 
 
 def spread(axis: Axis) -> int:

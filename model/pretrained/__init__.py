@@ -8,6 +8,7 @@ from limbeck.model.pretrained.folder import (
     lineage_of,
     load_pretrained,
     save_pretrained,
+    shapes_at,
     stored_lineage,
     to_published,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "lineage_of",
     "load_pretrained",
     "save_pretrained",
+    "shapes_at",
     "stored_lineage",
     "to_published",
 ]

@@ -215,6 +215,23 @@ def describe(path: str | os.PathLike[str]) -> tuple[ModelConfig, list[Leaf]]:
     return config, leaves
 
 
+def shapes_at(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, jax.ShapeDtypeStruct]]:
+    """(config, shape and type of every parameter) of a model on disk; a folder's config.json alone is enough.
+
+    Raises as `load_pretrained` does.
+    """
+    folder = Path(path)
+    try:
+        config, leaves = describe(folder)
+        return config, {leaf.path: jax.ShapeDtypeStruct(leaf.shape, _DTYPES[leaf.dtype]) for leaf in leaves}
+    except UserError:
+        if not (folder / _CONFIG).is_file() or any(folder.glob("*.safetensors*")):
+            raise
+    config = read_config(_json(folder / _CONFIG))
+    kind = _DTYPES[config.dtype]
+    return config, {name: jax.ShapeDtypeStruct(leaf.shape, kind) for name, leaf in shapes(config).items()}
+
+
 def _open(folder: Path) -> tuple[ModelConfig, dict[str, StoredTensor], dict[str, Source]]:
     """(config, the stored tensors, where each leaf is among them), read off the headers."""
     if not (folder / _CONFIG).is_file():

@@ -3,14 +3,15 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import host_processes
 import jax
 import pytest
+from host_processes import free_port
 
 from limbeck.experiments.cli import main
 from limbeck.experiments.prediction_config import PredictionConfig
@@ -30,19 +31,8 @@ JOB = ["--mesh", "fsdp=2", "tensor=2", "--batch-size", "4", "--max-new-tokens", 
 
 
 def start(folder: Path, process: int, port: int, queries: str, *more: str, to: str = "many.db") -> subprocess.Popen:
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-        "JAX_NUM_PROCESSES": "2",
-        "JAX_PROCESS_ID": str(process),
-    }
-    # A shell that starts the tests in the background has them, and so their children, ignore Ctrl-C.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    command = [sys.executable, "-m", "limbeck.experiments.cli", "predict", "--model", str(folder / "model")]
-    command += ["--input", queries, "--store", str(folder / to), "--hosts", "True", *JOB, *more]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    words = ["predict", "--model", str(folder / "model"), "--input", queries, "--store", str(folder / to)]
+    return host_processes.start([*words, "--hosts", "True", *JOB, *more], process, port)
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +44,6 @@ def folder(tmp_path_factory) -> Path:
         lines = (json.dumps({"id": str(n), "prompt": f"word {n} of many"}) + "\n" for n in range(count))
         (folder / f"{name}.jsonl").write_text("".join(lines))
     return folder
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 def tmp_queries(folder: Path, rows: int) -> str:
