@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command not in ("run", "predict", "audit"):
+    if rest and args.command not in ("run", "plan", "predict", "audit"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if own_process and args.command in ("run", "predict", "evaluate", "audit"):
         _with_huge_pages(argv)
@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = _command(commands, "run", "run an experiment, or go on with an interrupted run", cli_examples.RUN)
-    run.usage = "limbeck run CONFIG [--workdir DIR] [--sweep [I]] [--mesh AXIS=N ...] [--hosts] [--any.field VALUE ...]"
+    run.usage = "limbeck run CONFIG [--workdir DIR] [--sweep [I]] [--mesh AXIS=N ...] [--any.field VALUE ...]"
     run.add_argument("config", metavar="CONFIG", help=f"a Python file, or a built-in name: {', '.join(built_in())}")
     run.add_argument("--workdir", metavar="DIR", help="folder of the run (default: runs/NAME)")
     run.add_argument(
@@ -85,6 +85,12 @@ def build_parser() -> argparse.ArgumentParser:
     what = "the devices that hold one model, such as data=2 fsdp=2 tensor=2"
     run.add_argument("--mesh", metavar="AXIS=N", nargs="+", default=(), help=what)
     run.add_argument("--hosts", action="store_true", help="this process is one of many, of whose devices the mesh is")
+
+    what = "print what would train, what lies where and what a device holds; nothing is allocated"
+    run.add_argument("--dry-run", action="store_true", help=what)
+
+    what = "say what an experiment costs on a slice of TPUs, without one"
+    _plan(_command(commands, "plan", what, cli_examples.PLAN))
 
     report = _command(commands, "report", "print the table of a finished run, and where its page is")
     report.add_argument("run", metavar="RUN_DIR")
@@ -168,6 +174,19 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("target", metavar="DST", help="a folder that is not there yet")
     convert.add_argument("--dtype", choices=_DTYPES, help="cast the weights (default: as stored)")
     return parser
+
+
+def _plan(plan: argparse.ArgumentParser) -> None:
+    plan.usage = "limbeck plan CONFIG --topology KIND:SIZES [--mesh AXIS=N ...] [--any.field VALUE ...]"
+    what = "a training or a prediction job: a Python file, or a built-in name"
+    plan.add_argument("config", metavar="CONFIG", help=what)
+    plan.add_argument("--topology", metavar="KIND:SIZES", required=True, help="v5p:4x4x4, v5e:4x8, v6e:8x8, v4:2x2x2")
+    plan.add_argument("--mesh", metavar="AXIS=N", nargs="+", default=(), help="(default: the fastest that fits)")
+    policy = "what the backward pass computes again (default: with a mesh the config's, else each)"
+    plan.add_argument("--remat", choices=("none", "dots", "full"), help=policy)
+    plan.add_argument("--tries", type=int, default=6, metavar="N", help="a search compiles so many (default: 6)")
+    plan.add_argument("--length", type=int, metavar="N", help="places of a row of answers, of a prediction job")
+    plan.add_argument("--out", metavar="FILE", help="write all figures as JSON")
 
 
 def _prediction_fields() -> str:

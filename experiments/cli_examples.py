@@ -9,6 +9,7 @@ examples:
   limbeck describe MODEL                              its parameters, their shapes and bytes
   limbeck evaluate MODEL --tasks piqa                 a benchmark of lm-evaluation-harness
   limbeck convert model.bin FOLDER                    as a folder that other programs load
+  limbeck plan shakespeare --topology v5p:4x4x4 --model 8b    what it costs on 64 chips, without any
   limbeck predict --model MODEL --task spam.jsonl --store spam.db
   limbeck lookup spam.db 'win a free phone'           an answer from before, without a model
   limbeck audit MODEL                                 what biases it carries, told on its card
@@ -27,6 +28,21 @@ examples:
   limbeck run my_experiment.py --model.width 64 --sizes 1 2 3 --scan False
   limbeck run my_experiment.py --sweep                the numbered points of its sweep
   limbeck run my_experiment.py --sweep 3              one of them, into runs/my_experiment-3
+  limbeck run my_experiment.py --mesh fsdp=4 tensor=2                 over the eight devices of this machine
+  limbeck run my_experiment.py --mesh fsdp=4 tensor=2 --dry-run       what would lie where, and nothing more
+  limbeck run my_experiment.py --mesh fsdp=16 --hosts                 the same command on every host of a slice
+"""
+
+PLAN = """\
+examples:
+  limbeck plan shakespeare --topology v5p:4x4x4 --model 8b --vocab-size 128256 --fit.length 4096 --dtype bfloat16
+  limbeck plan sst2 --topology v5e:4x8 --model LLAMA --tuning lora --mesh fsdp=8 tensor=4 --remat full
+  limbeck plan my_job.py --topology v6e:2x4 --model LLAMA --length 8192 --coded-cache True
+
+The TPU's own compiler runs here (`pip install 'limbeck[tpu]'`, on Linux), nothing else of a TPU is needed; of a model's
+folder its config.json is enough. Memory is what the compiler will take. Times are the compiler's for each operation,
+loops multiplied out, with collectives by the links' rates: bounds of what can be reached, good for a choice.
+A program takes half a minute to a few minutes to compile.
 """
 
 PREDICT = """\

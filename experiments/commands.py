@@ -1,9 +1,11 @@
 """What each command of `limbeck` does; heavy imports wait until a command needs them."""
 
 import argparse
+import functools
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--sweep {args.sweep}: {loaded.path} has points 0 to {len(loaded.sweep) - 1}")
         name, config = f"{name}-{args.sweep}", apply_point(config, loaded.sweep[args.sweep])
     config = override(config, args.overrides)
+    if args.dry_run:
+        return _dry_run(config, args.mesh)
     workdir = Path(args.workdir or Path("runs") / name)
     if args.hosts:
         return _run_on_hosts(loaded, config, workdir, args)
@@ -55,6 +59,60 @@ def _run_on_hosts(loaded: LoadedConfig, config: Any, workdir: Path, args: argpar
 
     with joined(), shared_run(workdir, config, args.argv) as rundir, over(args.mesh):
         return loaded.run(config, rundir)
+
+
+def _dry_run(config: Any, sizes: Sequence[str]) -> int:
+    """Prints every parameter of an experiment as it would lie, and what a device would hold; nothing is allocated."""
+    import jax
+
+    from limbeck.model.sharding import mesh_shape
+
+    count = math.prod(mesh_shape(sizes))
+    # As many devices of a CPU as are asked for: they are only compiled for.
+    jax.config.update("jax_platforms", "cpu")
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS") or f"--xla_force_host_platform_device_count={count}"
+    from limbeck.experiments.plan_tables import headline, parameters, show, totals
+    from limbeck.experiments.planned import planned, table_of
+    from limbeck.experiments.planning import check_rows, held
+    from limbeck.model.sharding import make_mesh
+
+    mesh, plan = make_mesh(sizes, jax.devices()[:count]), planned(config)
+    check_rows(plan, tuple(mesh.shape.values()))
+    show(headline(plan), parameters(table_of(plan, mesh)), totals(held(plan, mesh)))
+    return 0
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Compiles an experiment's program for a slice of TPUs, and prints what it would cost there."""
+    # Only the TPU's compiler is wanted: what devices this machine has is not asked.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from limbeck.experiments.plan_tables import as_json, compared, details, headline, show
+    from limbeck.experiments.planned import planned
+    from limbeck.experiments.planning import estimate, search
+    from limbeck.model.files import disk_errors, write_atomic
+    from limbeck.model.topology import topology
+
+    devices = topology(args.topology)
+    config = override(load_config(args.config).config, args.overrides)
+    first = planned(config, args.remat, args.length)
+    policies = (args.remat,) if args.remat or not first.trainable else ("none", "dots", "full")
+    plan_of = functools.cache(lambda remat: planned(config, remat, args.length))
+    if args.mesh:
+        found = [estimate(first, first.model.remat, args.mesh, devices)]
+    else:
+        found = search(plan_of, devices, [each or "none" for each in policies], args.tries)
+    best = found[0]
+    kind, count = devices[0].device_kind, len(devices)
+    title = f"{args.topology}, {count} chips ({kind}) of {best.has / 2**30:.1f} GiB: {headline(first)}"
+    show(title, compared(found, first), details(best))
+    if args.out:
+        with disk_errors(args.out):
+            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(args.out, json.dumps(list(as_json(found)), indent=1) + "\n")
+    if not best.fits:
+        print(f"none fits: more chips, a larger share for tensor, remat full, or a smaller batch ({best.limit})")
+        return 1
+    return 0
 
 
 def report(args: argparse.Namespace) -> int:

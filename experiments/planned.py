@@ -28,7 +28,7 @@ from limbeck.model.cache import AS_CACHED, empty_cache
 from limbeck.model.config import ModelConfig, Remat
 from limbeck.model.decode import decode_step
 from limbeck.model.errors import UserError
-from limbeck.model.flops import forward_flops, step_flops
+from limbeck.model.flops import attention_flops, forward_flops, step_flops
 from limbeck.model.pretrained import shapes_at
 from limbeck.model.quantize import quantize
 from limbeck.model.sharding import ROWS, fitted, spec
@@ -64,6 +64,7 @@ class Planned(NamedTuple):
     flops: float
     state: Callable[[Mesh | AbstractMesh], Any]
     lower: Callable[[Mesh], jax.stages.Lowered]
+    attention: float = 0.0  # FLOPs of attention's kernel, of which the compiler does not know
 
 
 def planned(config: Any, remat: Remat | None = None, length: int | None = None) -> Planned:
@@ -161,6 +162,9 @@ def _step(
     tokens = fit.batch_size * fit.length
     student = {path: leaf for path, leaf in frozen.items() if path not in beside.leaves}
     flops = step_flops(model, trainable, student, tokens, fit.length / 2) + beside.flops
+    forward, backward = attention_flops(model, trainable, tokens, fit.length / 2)
+    attention = forward * (2 if model.remat == "full" else 1) + backward
+    attention += sum(attention_flops(each, (), tokens, fit.length / 2)[0] for each in beside.models.values())
     parts = fit.accumulate
 
     def state(mesh: Mesh | AbstractMesh) -> Any:
@@ -178,7 +182,7 @@ def _step(
     how = f"{config.tuning}{', taught' if beside is not _ALONE else ''}"
     found = Planned(
         f"a training step ({how}) of {fit.batch_size} rows of {fit.length} tokens",
-        model, trainable, frozen, beside.models, fit.batch_size // parts, tokens, flops, state, lower,
+        model, trainable, frozen, beside.models, fit.batch_size // parts, tokens, flops, state, lower, attention,
     )  # fmt: skip
     return found
 
@@ -242,7 +246,7 @@ def _taught(
     asked = [] if distil.cache else teachers
     flops = sum(forward_flops(each, own, rows * length, length / 2) for each, own in asked)
     prefixes = [f"teacher{'' if len(teachers) == 1 else index}/" for index in range(len(teachers))]
-    models = dict(zip(prefixes, (each for each, _ in teachers), strict=True))
+    models = {} if distil.cache else dict(zip(prefixes, (each for each, _ in teachers), strict=True))
     values = len(labels) if kind in ("multi_label", "regression") else 0
     return _step(config, student, leaves, loss_of_model, _Beside(beside, models, arrays, flops, matchers), values)
 

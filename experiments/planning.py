@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from limbeck.experiments.planned import Planned, bytes_of
 from limbeck.model.chips import Chip, chip_of
@@ -80,13 +80,28 @@ def estimate(plan: Planned, remat: Remat, sizes: Sequence[str], devices: Sequenc
             needs = told[0] + loaded
             limit = f"memory: {largest(parts, needs)}"
         else:
-            found, spent = memory(compiled), cost(compiled.as_text(), chip)
+            found = memory(compiled)
+            spent = with_kernels(cost(compiled.as_text(), chip), plan.attention / len(devices) / chip.flops_per_second)
             needs = found["total"] + loaded
             limit = f"memory: {largest(parts, needs)}" if needs > has else slowest(spent)
     seconds = spent.seconds if spent else None
     mfu = plan.flops / len(devices) / chip.flops_per_second / seconds if seconds else None
     took = time.perf_counter() - began
     return Estimate(shape, remat, parts, found, needs, has, spent, mfu, limit, tuple(warnings), took)
+
+
+def held(plan: Planned, mesh: Mesh) -> dict[str, float]:
+    """Bytes of a device by kind, on devices that are there: what a program keeps, and its activations as compiled."""
+    compiled, parts = plan.lower(mesh).compile(), bytes_of(plan, mesh)
+    needs = memory(compiled)["total"] + parts.get("as_loaded", 0)
+    return {**parts, "activations": needs - sum(parts.values())}
+
+
+def with_kernels(spent: Cost, seconds: float) -> Cost:
+    """The same cost with so many seconds for kernels, if it has some that say nothing of their own."""
+    if spent.seconds is None or spent.compute_seconds is None or all(each.flops is not None for each in spent.kernels):
+        return spent
+    return spent._replace(seconds=spent.seconds + seconds, compute_seconds=spent.compute_seconds + seconds)
 
 
 def check_rows(plan: Planned, shape: Shape) -> None:

@@ -89,6 +89,17 @@ def step_flops(
     return forward_flops(config, params, tokens, context) + tokens * backward
 
 
+def attention_flops(
+    config: ModelConfig, trainable: Iterable[str], tokens: float, context: float
+) -> tuple[float, float]:
+    """(forward, backward) FLOPs of scores and weighted values in all layers of a training step.
+
+    Backward five products where forward has two, as the scores are computed again (Dao et al. 2022, arXiv 2205.14135).
+    """
+    layer = tokens * _attention(config, context)
+    return config.depth * layer, 2.5 * (config.depth - _first_layer(config, trainable)) * layer
+
+
 def _first_layer(config: ModelConfig, trainable: Iterable[str]) -> int:
     first = config.depth
     for path in trainable:

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 
 from limbeck.model.files import disk_errors, locked, sha256_file, sync_folder, write_atomic
 from limbeck.model.hosts import from_leader, leads, together
@@ -125,9 +126,18 @@ def _newest(folder: Path) -> tuple[str, dict[str, Any]] | None:
 
 
 def read_checkpoint(checkpoint: Path, like: Any) -> Any:
-    """The arrays of a checkpoint; `like`, a tree of arrays, gives their shapes, dtypes and shardings."""
+    """The arrays of a checkpoint; `like`, a tree of arrays, gives their shapes, dtypes and shardings.
+
+    Where they lay when they were written does not count.
+    """
+
+    def lying(leaf: Any) -> jax.ShapeDtypeStruct:
+        # Said of a single device, too: Orbax else looks for the devices of then.
+        where = leaf.sharding if isinstance(leaf, jax.Array) else SingleDeviceSharding(jax.local_devices()[0])
+        return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=where)
+
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(checkpoint, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+        return checkpointer.restore(checkpoint, jax.tree.map(lying, like))
 
 
 def damage(checkpoint: Path) -> str:
