@@ -12,8 +12,8 @@ from limbeck.model.cache import LayerCache, read, write
 from limbeck.model.config import ModelConfig
 from limbeck.model.layers import Linear, Norm, Turn, rotate, softcap
 from limbeck.model.sharding import ROWS, constrain
+from limbeck.model.splash import ATTENDED, fits, splash
 
-ATTENDED = "attended"  # what a rematerialisation may keep by this name
 SEEN = "intermediates"  # the collection, mutable where it is asked for, that queries, keys and values are put into
 _MASKED = -1e30  # finite: a query that sees nothing gets a uniform row instead of NaN
 
@@ -260,8 +260,12 @@ class Attention(nn.Module):
             mask_BTS = visible(positions_BT, slots_BS, None, None, place.window)
         settings = (c.attention_scale, c.attention_softcap)
         if not self.has_variable("params", "prefix_k"):
-            attend_own = attend_causally if cache is None else attend
-            out_BTNH = attend_own(q_BTNH, k_BKSH, v_BKSH, mask_BTS, *settings)
+            if cache is None and fits(q_BTNH):
+                reach = (place.segments_BT, place.window, c.layer_windows())
+                out_BTNH = splash(q_BTNH, k_BKSH, v_BKSH, *reach, *settings)
+            else:
+                attend_own = attend_causally if cache is None else attend
+                out_BTNH = attend_own(q_BTNH, k_BKSH, v_BKSH, mask_BTS, *settings)
         else:
             k_PKH, v_PKH = (self.get_variable("params", f"prefix_{part}").astype(k_BKSH.dtype) for part in "kv")
             prefix = k_PKH.shape[0]
