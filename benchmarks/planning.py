@@ -24,16 +24,26 @@ from limbeck.distill.config import DistilConfig
 from limbeck.distill.students.config import StudentConfig
 from limbeck.experiments.distillation_config import TeachingConfig, TextDistillationConfig
 from limbeck.experiments.plan_tables import as_json
-from limbeck.experiments.planned import Planned, planned
+from limbeck.experiments.planned import planned
 from limbeck.experiments.planning import estimate
 from limbeck.experiments.prediction_config import PredictionConfig
 from limbeck.experiments.pretraining_config import PretrainingConfig
+from limbeck.experiments.program import Program
 from limbeck.model.topology import topology
 from limbeck.train.config import FitConfig, OptimConfig
 
+# Of each model on each slice: the mesh of a training, and that of writing, where no weight is to cross the links.
 SLICES = {
-    "8b": {"v5e:8x8": "fsdp=64", "v5p:2x4x4": "fsdp=32", "v6e:4x8": "fsdp=32"},
-    "70b": {"v5e:16x16": "fsdp=64 tensor=4", "v5p:4x4x8": "fsdp=128", "v6e:16x16": "fsdp=256"},
+    "8b": {
+        "v5e:8x8": ("fsdp=64", "data=8 tensor=8"),
+        "v5p:2x4x4": ("fsdp=32", "data=4 tensor=8"),
+        "v6e:4x8": ("fsdp=32", "data=4 tensor=8"),
+    },
+    "70b": {
+        "v5e:16x16": ("fsdp=64 tensor=4", "data=8 fsdp=4 tensor=8"),
+        "v5p:4x4x8": ("fsdp=128", "data=16 tensor=8"),
+        "v6e:16x16": ("fsdp=64 tensor=4", "data=32 tensor=8"),
+    },
 }
 KINDS = ("full", "lora", "distil live", "distil cached", "decode")
 
@@ -42,7 +52,7 @@ class Case(NamedTuple):
     """One line: how it is called, the program, the slice and the mesh."""
 
     name: str
-    plan: Callable[[], Planned]
+    plan: Callable[[], Program]
     slice: str
     mesh: str
 
@@ -71,10 +81,10 @@ def config_of(kind: str, model: str, chips: int) -> Any:
 
 def all_cases() -> Iterator[Case]:
     for model, slices in SLICES.items():
-        for name, mesh in slices.items():
-            chips = math.prod(int(part.partition("=")[2]) for part in mesh.split())
+        for name, (training, writing) in slices.items():
+            chips = math.prod(map(int, name.partition(":")[2].split("x")))
             for kind in KINDS:
-                config = config_of(kind, model, chips)
+                config, mesh = config_of(kind, model, chips), writing if kind == "decode" else training
                 yield Case(f"{model} {kind} {name} {mesh}", lambda config=config: planned(config), name, mesh)
 
 

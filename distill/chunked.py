@@ -4,8 +4,8 @@ Of a chunk the core has the student's log-probabilities; how far they are from t
 `Source` brings along, with the data that it reads of each token: the hidden states of a live teacher or of several, or
 what a cache holds (`sources.py`).
 
-Dimension key: `N` tokens, `C` tokens of a chunk, `X` chunks, `D` width, `V` vocabulary (a head has its labels as V),
-`K` entries of a distribution.
+Dimension key: `N` tokens, `X` chunks, `G` groups of devices with rows of their own (1 without a mesh), `C` tokens of
+one chunk and group, `D` width, `V` vocabulary (a head has its labels as V), `K` entries of a distribution.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from limbeck.distill.loss import Scalar, log_softmax, mean_divisor
 from limbeck.model.layers import softcap
-from limbeck.train.loss import chunk_rows
+from limbeck.train.loss import chunk_rows, fetched, in_chunks, scan_groups, settled, with_outer
 
 # (the student's log q_CV at the temperature, or log q_CK of the source's entries, the rows of the chunk, the constants)
 # -> d_C. It closes over no array.
@@ -70,20 +70,13 @@ def chunked_loss(
     distance is 0, and the cross-entropy counts. That is over all of the student's logits, which `cap` caps.
     Temperature and hard weight may be traced; where they are numbers, what they make needless is left out.
 
-    Goes over `chunk` tokens at a time (None: as many as fit a core's cache) and computes the gradient on the way, so
-    no model's logits ever exist whole and none is computed twice; of what is given, only the student's hidden states
-    and head receive a gradient, and each costs nothing where it is not asked for. Returns the loss and the metrics
-    `cross_entropy` and `divergence` (with its temperature^2).
+    Goes over `chunk` tokens of all devices at a time (None: as many as `chunk_rows` says) and computes the gradient on
+    the way, so no model's logits ever exist whole and none is computed twice; of what is given, only the student's
+    hidden states and head receive a gradient, and each costs nothing where it is not asked for. Returns the loss and
+    the metrics `cross_entropy` and `divergence` (with its temperature^2).
     """
     N, V = len(weights_N), head_DV.shape[1]
     chunk = chunk_rows(V + source.columns, N) if chunk is None else min(chunk, N)
-
-    def chunks(x: jax.Array) -> jax.Array:
-        # Every chunk takes rows from all over the batch. A contiguous chunk of a batch that is sharded over
-        # devices lies on one of them: XLA then gathers the batch and computes every chunk on every device.
-        padded = jnp.pad(x, [(0, -N % chunk)] + [(0, 0)] * (x.ndim - 1))
-        return padded.reshape(chunk, -1, *x.shape[1:]).swapaxes(0, 1)
-
     weights_N = weights_N.astype(jnp.float32)
     share_N = weights_N / mean_divisor(weights_N)
     own = (targets_N, share_N, jnp.where(source.taught_N, share_N, 0.0))
@@ -96,22 +89,22 @@ def chunked_loss(
     )
     loss, metrics = _chunked(
         plan,
-        chunks(hidden_ND),
+        in_chunks(hidden_ND, chunk),
         head_DV,
-        jax.tree.map(chunks, (own, (source.ids_NK, source.rows))),
+        jax.tree.map(lambda x_N: in_chunks(x_N, chunk), (own, (source.ids_NK, source.rows))),
         source.constants,
         (jnp.float32(temperature), jnp.float32(hard_weight)),
     )
     return loss, jax.lax.stop_gradient(metrics)
 
 
-def _chunked_value(plan, hidden_XCD, head_DV, *others):
-    return _scan_chunks(plan, False, False, hidden_XCD, head_DV, *others)[0]
+def _chunked_value(plan, hidden_XGCD, head_DV, *others):
+    return _scan_chunks(plan, False, False, hidden_XGCD, head_DV, *others)[0]
 
 
-def _chunked_forward(plan, hidden_XCD, head_DV, *others):
-    primals = jax.tree.map(lambda leaf: leaf.value, (hidden_XCD, head_DV, *others))
-    return _scan_chunks(plan, hidden_XCD.perturbed, head_DV.perturbed, *primals)
+def _chunked_forward(plan, hidden_XGCD, head_DV, *others):
+    primals = jax.tree.map(lambda leaf: leaf.value, (hidden_XGCD, head_DV, *others))
+    return _scan_chunks(plan, hidden_XGCD.perturbed, head_DV.perturbed, *primals)
 
 
 def _chunked_backward(plan, gradients, cotangents):
@@ -123,9 +116,11 @@ _chunked = jax.custom_vjp(_chunked_value, nondiff_argnums=(0,))
 _chunked.defvjp(_chunked_forward, _chunked_backward, symbolic_zeros=True)
 
 
-def _scan_chunks(plan: _Plan, want_hidden, want_head, hidden_XCD, head_DV, rows, constants, settings):
+def _scan_chunks(plan: _Plan, want_hidden, want_head, hidden_XGCD, head_DV, rows, constants, settings):
     """((loss, parts), (gradient of hidden or None, gradient of head or None))."""
     temperature, hard_weight = settings
+    own_head_DV = fetched(head_DV, hidden_XGCD.dtype)
+    constants = jax.tree.map(lambda x: fetched(x, x.dtype) if jnp.ndim(x) == 2 else x, constants)
 
     def losses(logits_CV, own, ids_CK, rows):
         targets_C, weights_C, soft_C = own
@@ -152,21 +147,18 @@ def _scan_chunks(plan: _Plan, want_hidden, want_head, hidden_XCD, head_DV, rows,
         hidden_CD, targets_C = _real(weights_C, (hidden_CD, targets_C))
         ids_CK, rows = _real(soft_C, (ids_CK, rows))
         own = (targets_C, weights_C, soft_C)
-        own_head_DV = head_DV.astype(hidden_CD.dtype)
         logits_CV = jnp.dot(hidden_CD, own_head_DV, preferred_element_type=jnp.float32)
         values, gradient_CV = jax.value_and_grad(losses, has_aux=True)(logits_CV, own, ids_CK, rows)
         gradient_CV = gradient_CV.astype(hidden_CD.dtype)
         hidden_gradient_CD = gradient_CV @ own_head_DV.T if want_hidden else None
         if want_head:
-            head_gradient_DV += jnp.dot(hidden_CD.T, gradient_CV, preferred_element_type=jnp.float32)
+            head_gradient_DV = with_outer(head_gradient_DV, hidden_CD, gradient_CV)
         return (jax.tree.map(jnp.add, sums, values), head_gradient_DV), hidden_gradient_CD
 
     zeros = (jnp.float32(0), {"cross_entropy": jnp.float32(0), "divergence": jnp.float32(0)})
     zeros_DV = jnp.zeros(head_DV.shape, jnp.float32) if want_head else None
-    (values, head_gradient_DV), hidden_gradient_XCD = jax.lax.scan(step, (zeros, zeros_DV), (hidden_XCD, rows))
-    if head_gradient_DV is not None:
-        head_gradient_DV = head_gradient_DV.astype(head_DV.dtype)
-    return values, (hidden_gradient_XCD, head_gradient_DV)
+    (values, head_gradient_DV), hidden_gradient_XGCD = scan_groups(step, (zeros, zeros_DV), (hidden_XGCD, rows))
+    return values, settled(hidden_gradient_XGCD, head_gradient_DV, head_DV.dtype)
 
 
 @jax.custom_vjp

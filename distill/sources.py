@@ -41,7 +41,7 @@ def live(
     return Source(
         partial(_from_live, divergence, of_each, vocab_size),
         [teacher.hidden_ND for teacher in teachers],
-        (temperature, [teacher.head_DV for teacher in teachers]),
+        (temperature, [teacher.head_DV.astype(teacher.hidden_ND.dtype) for teacher in teachers]),
         taught_N,
         vocab_size,
         sum(teacher.head_DV.shape[1] for teacher in teachers),

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.evaluation.quantities import duration, quantity
-from limbeck.experiments.planned import Lying, Planned
 from limbeck.experiments.planning import Estimate
+from limbeck.experiments.program import Lying, Program
 from limbeck.model.params import weights
 
 _GIB = 2**30
@@ -26,14 +26,14 @@ _WORDS = {
 }
 
 
-def headline(plan: Planned) -> str:
+def headline(plan: Program) -> str:
     """What is planned, in a line."""
     sizes = [sum(weights(path, leaf.shape) for path, leaf in part.items()) for part in (plan.trainable, plan.frozen)]
     trains = f", of which {quantity(sizes[0])} train" if plan.trainable else ""
     return f"{plan.what}; {quantity(sum(sizes))} parameters{trains}"
 
 
-def compared(found: Sequence[Estimate], plan: Planned) -> Table:
+def compared(found: Sequence[Estimate], plan: Program) -> Table:
     """A row for each mesh: memory, time, and what limits it. The rates are upper bounds: see the note below them."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, side in (("mesh", "left"), ("remat", "left"), ("GiB a chip", "right"), ("", "left"), ("step", "right"),

@@ -23,6 +23,7 @@ from limbeck.experiments.answering import labels_of, loss_of, setting
 from limbeck.experiments.distillation_config import DistillationConfig, TeachingConfig, TextDistillationConfig
 from limbeck.experiments.prediction_config import PredictionConfig
 from limbeck.experiments.pretraining_config import PretrainingConfig
+from limbeck.experiments.program import Program, Shapes, laid, lying
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.cache import AS_CACHED, empty_cache
 from limbeck.model.config import ModelConfig, Remat
@@ -31,7 +32,7 @@ from limbeck.model.errors import UserError
 from limbeck.model.flops import attention_flops, forward_flops, step_flops
 from limbeck.model.pretrained import shapes_at
 from limbeck.model.quantize import quantize
-from limbeck.model.sharding import ROWS, fitted, spec
+from limbeck.model.sharding import ROWS
 from limbeck.model.sizes import SIZES, sized
 from limbeck.model.transformer import shapes
 from limbeck.tasks.task import Kind
@@ -42,32 +43,10 @@ from limbeck.train.optim import make_optimizer
 from limbeck.train.select import apply_selection
 from limbeck.train.step import make_step, state_shapes
 
-Shapes = dict[str, jax.ShapeDtypeStruct]
 _LONGEST = 4096  # places of a row of answers, where none are said
 
 
-class Planned(NamedTuple):
-    """A program by its shapes.
-
-    `model` is what a mesh cuts, the student of a distillation; `models` are those beside it, by the beginning of their
-    leaves' paths. `tokens` and `flops` are of one run of the program, over all devices; `rows` what a mesh spreads.
-    `lower(mesh)` traces it; `state(mesh)` is what it changes and gives back, as it lies there.
-    """
-
-    what: str
-    model: ModelConfig
-    trainable: Shapes
-    frozen: Shapes
-    models: Mapping[str, ModelConfig]
-    rows: int
-    tokens: int
-    flops: float
-    state: Callable[[Mesh | AbstractMesh], Any]
-    lower: Callable[[Mesh], jax.stages.Lowered]
-    attention: float = 0.0  # FLOPs of attention's kernel, of which the compiler does not know
-
-
-def planned(config: Any, remat: Remat | None = None, length: int | None = None) -> Planned:
+def planned(config: Any, remat: Remat | None = None, length: int | None = None) -> Program:
     """The program of an experiment's config; `remat` takes the place of the config's.
 
     `length` is how many places a row of answers has, of a prediction job. Raises UserError for an experiment of several
@@ -133,7 +112,7 @@ def _step(
     loss_of_model: Callable[[ModelConfig], LossFn],
     beside: _Beside = _ALONE,
     values: int = 0,
-) -> Planned:
+) -> Program:
     """A training step of a model of these leaves."""
     fit, made = config.fit, {}
 
@@ -156,9 +135,9 @@ def _step(
     selection = dataclasses.replace(selection, patterns=patterns)
     trainable, frozen = jax.eval_shape(lambda params: apply_selection(selection, params), {**tunable, **beside.leaves})
     optimizer, loss_fn = make_optimizer(made["optim"], fit.steps), loss_of_model(model)
-    whole = {name: ((fit.batch_size, fit.length), kind) for name, kind in _ARRAYS.items()}
+    whole: dict[str, Any] = {name: ((fit.batch_size, fit.length), kind) for name, kind in _ARRAYS.items()}
     whole |= {"values_BTC": ((fit.batch_size, fit.length, values), jnp.float32)} if values else {}
-    whole |= beside.arrays
+    whole = {**whole, **beside.arrays}
     tokens = fit.batch_size * fit.length
     student = {path: leaf for path, leaf in frozen.items() if path not in beside.leaves}
     flops = step_flops(model, trainable, student, tokens, fit.length / 2) + beside.flops
@@ -173,14 +152,14 @@ def _step(
     def lower(mesh: Mesh) -> jax.stages.Lowered:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             own = state(mesh)
-            batch = {name: _lying(*array, (ROWS,), mesh) for name, array in whole.items()}
+            batch = {name: lying(*array, (ROWS,), mesh) for name, array in whole.items()}
             step = make_step(loss_fn, optimizer, accumulate=parts, like=own)
             key = _key()
             key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
             return step.lower(own, laid(found, frozen, mesh), batch, key)  # pyright: ignore[reportFunctionMemberAccess]
 
     how = f"{config.tuning}{', taught' if beside is not _ALONE else ''}"
-    found = Planned(
+    found = Program(
         f"a training step ({how}) of {fit.batch_size} rows of {fit.length} tokens",
         model, trainable, frozen, beside.models, fit.batch_size // parts, tokens, flops, state, lower, attention,
     )  # fmt: skip
@@ -202,7 +181,7 @@ def _taught(
     remat: Remat | None,
     kind: Kind,
     labels: tuple[str, ...],
-) -> Planned:
+) -> Program:
     """A step of the first student. Raises UserError for what is not the student's own rows and one teacher or more."""
     if teaching.own or teaching.shots or teaching.instruction:
         raise UserError("own, shots and instruction change the rows, which a plan does not know: leave them out of it")
@@ -251,7 +230,7 @@ def _taught(
     return _step(config, student, leaves, loss_of_model, _Beside(beside, models, arrays, flops, matchers), values)
 
 
-def _writing(config: PredictionConfig, length: int | None) -> Planned:
+def _writing(config: PredictionConfig, length: int | None) -> Program:
     """One more token for each of a job's rows, all places of which are in use."""
     if not config.model:
         raise UserError("no model is said: give --model, a file or a folder, or the name of a size")
@@ -266,84 +245,24 @@ def _writing(config: PredictionConfig, length: int | None) -> Planned:
     cache = jax.eval_shape(lambda: empty_cache(model, rows, slots, config.coded_cache))
 
     def state(mesh: Mesh | AbstractMesh) -> Any:
-        def lying(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             axes = (None, *AS_CACHED[: leaf.ndim - 1]) if leaf.ndim > 1 else (ROWS,)
-            return _lying(leaf.shape, leaf.dtype, axes, mesh)
+            return lying(leaf.shape, leaf.dtype, axes, mesh)
 
-        return jax.tree.map(lying, cache)
+        return jax.tree.map(place, cache)
 
     def lower(mesh: Mesh) -> jax.stages.Lowered:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             own = state(mesh)
             where = jax.tree.map(lambda leaf: leaf.sharding, own)
             step = jax.jit(decode_step, static_argnums=0, donate_argnums=3, out_shardings=(None, where))
-            return step.lower(model, laid(found, leaves, mesh), _lying((rows,), jnp.int32, (ROWS,), mesh), own)
+            return step.lower(model, laid(found, leaves, mesh), lying((rows,), jnp.int32, (ROWS,), mesh), own)
 
     flops = forward_flops(model, leaves, rows, slots)
     what = f"one token more for each of {rows} rows of {slots} places"
-    found = Planned(what, model, {}, leaves, {}, rows, rows, flops, state, lower)
+    found = Program(what, model, {}, leaves, {}, rows, rows, flops, state, lower)
     return found
-
-
-class Lying(NamedTuple):
-    """A parameter on a mesh; `nbytes` are those of one device."""
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    spec: PartitionSpec
-    trains: bool
-    nbytes: int
-
-
-def table_of(plan: Planned, mesh: Mesh | AbstractMesh) -> list[Lying]:
-    """Every parameter of a program as it lies on a mesh, in order of their paths."""
-    rows = []
-    for trains, part in ((True, plan.trainable), (False, plan.frozen)):
-        for path, leaf in laid(plan, part, mesh).items():
-            where: Any = leaf.sharding
-            rows.append(Lying(path, leaf.shape, str(leaf.dtype), where.spec, trains, _here(leaf)))
-    return sorted(rows)
-
-
-def bytes_of(plan: Planned, mesh: Mesh | AbstractMesh) -> dict[str, int]:
-    """Bytes on one device of what a program keeps: `parameters` as they train, in float32, `optimizer` (moments, or the
-    cache of answers), `frozen` ones, `gradients`, and what trains `as_loaded`, which stays until the run ends."""
-    with jax.sharding.use_abstract_mesh(mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh):
-        state = plan.state(mesh)
-    if not plan.trainable:
-        return {"frozen": _sum(laid(plan, plan.frozen, mesh)), "cache": _sum(state)}
-    return {
-        "parameters": _sum(state.trainable),
-        "optimizer": _sum(state.opt),
-        "frozen": _sum(laid(plan, plan.frozen, mesh)),
-        "gradients": _sum(state.trainable),
-        "as_loaded": _sum(laid(plan, plan.trainable, mesh)),
-    }
-
-
-def laid(plan: Planned, leaves: Shapes, mesh: Mesh | AbstractMesh) -> Shapes:
-    """The same shapes, each with where it lies; raises UserError for a parameter that no rule covers."""
-    out = {}
-    for path, leaf in leaves.items():
-        whose = next((prefix for prefix in plan.models if path.startswith(prefix)), "")
-        where = spec(path.removeprefix(whose), leaf.shape, mesh, plan.models.get(whose, plan.model))
-        out[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, where))
-    return out
-
-
-def _lying(shape: tuple[int, ...], dtype: Any, axes: tuple[Any, ...], mesh: Mesh | AbstractMesh) -> Any:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, fitted(axes, shape)))
 
 
 def _key() -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda: jax.random.key(0))
-
-
-def _sum(tree: Any) -> int:
-    return sum(map(_here, jax.tree.leaves(tree)))
-
-
-def _here(leaf: Any) -> int:
-    """Bytes of one device's part."""
-    return int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * jnp.dtype(leaf.dtype).itemsize

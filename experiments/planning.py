@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from limbeck.experiments.planned import Planned, bytes_of
+from limbeck.experiments.program import Program, bytes_of
 from limbeck.model.chips import Chip, chip_of
 from limbeck.model.compiled import Cost, captured_warnings, cost, memory, used_of_limit
 from limbeck.model.config import Remat
@@ -57,7 +57,7 @@ class Estimate(NamedTuple):
         return " ".join(f"{axis}={size}" for axis, size in zip(AXES, self.shape, strict=True) if size > 1) or "data=1"
 
 
-def estimate(plan: Planned, remat: Remat, sizes: Sequence[str], devices: Sequence[Any]) -> Estimate:
+def estimate(plan: Program, remat: Remat, sizes: Sequence[str], devices: Sequence[Any]) -> Estimate:
     """Compiles a program for a mesh of those devices, and reads what came of it.
 
     Raises UserError for a mesh that is not of these devices, or does not divide the rows.
@@ -81,7 +81,8 @@ def estimate(plan: Planned, remat: Remat, sizes: Sequence[str], devices: Sequenc
             limit = f"memory: {largest(parts, needs)}"
         else:
             found = memory(compiled)
-            spent = with_kernels(cost(compiled.as_text(), chip), plan.attention / len(devices) / chip.flops_per_second)
+            kernels = plan.attention / len(devices) / chip.flops_per_second
+            spent = with_kernels(cost(compiled.as_text() or "", chip), kernels)
             needs = found["total"] + loaded
             limit = f"memory: {largest(parts, needs)}" if needs > has else slowest(spent)
     seconds = spent.seconds if spent else None
@@ -90,7 +91,7 @@ def estimate(plan: Planned, remat: Remat, sizes: Sequence[str], devices: Sequenc
     return Estimate(shape, remat, parts, found, needs, has, spent, mfu, limit, tuple(warnings), took)
 
 
-def held(plan: Planned, mesh: Mesh) -> dict[str, float]:
+def held(plan: Program, mesh: Mesh) -> dict[str, float]:
     """Bytes of a device by kind, on devices that are there: what a program keeps, and its activations as compiled."""
     compiled, parts = plan.lower(mesh).compile(), bytes_of(plan, mesh)
     needs = memory(compiled)["total"] + parts.get("as_loaded", 0)
@@ -104,7 +105,7 @@ def with_kernels(spent: Cost, seconds: float) -> Cost:
     return spent._replace(seconds=spent.seconds + seconds, compute_seconds=spent.compute_seconds + seconds)
 
 
-def check_rows(plan: Planned, shape: Shape) -> None:
+def check_rows(plan: Program, shape: Shape) -> None:
     """Raises UserError for a mesh that does not divide the rows of the program."""
     spread = shape[0] * shape[1]
     if plan.rows % spread:
@@ -131,7 +132,7 @@ def slowest(spent: Cost) -> str:
     return max({**times, links: max(waiting, hidden)}.items(), key=lambda item: item[1])[0]
 
 
-def shapes_of(plan: Planned, devices: int) -> Iterator[Shape]:
+def shapes_of(plan: Program, devices: int) -> Iterator[Shape]:
     """The meshes that divide the devices, the rows, and what `tensor` cuts."""
     model = plan.model
     for tensor in _divisors(devices):
@@ -142,7 +143,7 @@ def shapes_of(plan: Planned, devices: int) -> Iterator[Shape]:
                 yield devices // tensor // fsdp, fsdp, tensor
 
 
-def rough(plan: Planned, shape: Shape, remat: Remat, chip: Chip) -> tuple[float, float]:
+def rough(plan: Program, shape: Shape, remat: Remat, chip: Chip) -> tuple[float, float]:
     """(seconds, bytes a device) of a program on a mesh, by arithmetic alone: good for an order, not for a figure.
 
     Weights and their gradients cross the links of `fsdp` and `data`, activations those of `tensor`, four times a layer
@@ -166,7 +167,7 @@ def rough(plan: Planned, shape: Shape, remat: Remat, chip: Chip) -> tuple[float,
 
 
 def candidates(
-    plan_of: Callable[[Remat], Planned], devices: int, chip: Chip, remats: Sequence[Remat]
+    plan_of: Callable[[Remat], Program], devices: int, chip: Chip, remats: Sequence[Remat]
 ) -> list[tuple[Shape, Remat]]:
     """Meshes and policies in the order in which they are worth compiling: what seems to fit first, then by time.
 
@@ -189,7 +190,7 @@ def candidates(
 
 
 def search(
-    plan_of: Callable[[Remat], Planned], devices: Sequence[Any], remats: Sequence[Remat], tries: int
+    plan_of: Callable[[Remat], Program], devices: Sequence[Any], remats: Sequence[Remat], tries: int
 ) -> list[Estimate]:
     """The estimates of the most promising meshes and policies, the fastest that fits first."""
     chip = chip_of(devices[0].device_kind)

@@ -57,7 +57,7 @@ def parse(text: str) -> Program:
             if opens := _OPENS.match(line):
                 name, lines = opens[1], []
                 entry = name if line.startswith("ENTRY") else entry
-        elif line == "}":
+        elif line == "}" or line.startswith("}, execution_thread="):  # the latter is a chip's sparse core's
             ops = {op.name: op for op in map(_op, lines)}
             found[name] = Computation(ops, next(op for op in ops.values() if op.root))
             name = ""

@@ -20,6 +20,7 @@ from limbeck.model.hlo import Computation, Op, Program, called, shapes, size
 KERNEL = 'custom_call_target="tpu_custom_call"'
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _SLICES = ("dynamic-slice", "slice", "gather")
+_IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # and which operand holds what is new of the result
 # What moves no bytes: names for what is there, and what contains instructions that are counted themselves.
 _STILL = {
     "parameter", "constant", "bitcast", "tuple", "get-tuple-element", "while", "call", "conditional", "after-all",
@@ -115,8 +116,9 @@ def traffic(program: Program, computation: Computation, op: Op) -> float:
         return read + sum(n for n, (_, hbm, _) in written if hbm)
     if op.opcode in _SLICES:
         return size(op.type) * (_in_hbm(kinds[0]) + _in_hbm(op.type))
-    if op.opcode == "dynamic-update-slice":
-        return size(kinds[1]) * (_in_hbm(kinds[1]) + _in_hbm(op.type))
+    if op.opcode in _IN_PLACE:
+        update = kinds[_IN_PLACE[op.opcode]]
+        return size(update) * (_in_hbm(update) + _in_hbm(op.type))
     # Begins a copy into another memory, of all or of a part: its type holds both sides and a flag.
     if op.opcode in ("copy-start", "slice-start"):
         sides = shapes(op.type)[:2]
@@ -141,7 +143,7 @@ def _read(program: Program, inner: Computation, name: str) -> float:
             elif op.opcode == "fusion":
                 nested = program.computations[called(op)]
                 read += _read(program, nested, _parameter(nested, at))
-            elif not (op.opcode in ("tuple", *COLLECTIVES) or (op.opcode == "dynamic-update-slice" and at == 0)):
+            elif not (op.opcode in ("tuple", *COLLECTIVES) or (op.opcode in _IN_PLACE and at == 0)):
                 return whole
     return min(read, whole)
 
@@ -159,8 +161,8 @@ def _written(program: Program, inner: Computation, root: Op) -> list[float]:
     if root.opcode == "fusion":
         nested = program.computations[called(root)]
         return _written(program, nested, nested.root)
-    if root.opcode == "dynamic-update-slice":
-        return [size(inner.ops[root.operands[1]].type)]
+    if root.opcode in _IN_PLACE:
+        return [size(inner.ops[root.operands[_IN_PLACE[root.opcode]]].type)]
     if root.opcode == "parameter" or root.opcode in COLLECTIVES:
         return [0.0 for _ in shapes(root.type)]
     return [n for n, _, _ in shapes(root.type)]

@@ -16,6 +16,7 @@ from functools import partial
 from statistics import NormalDist
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -56,7 +57,8 @@ def quantize(params: Mapping[str, jax.Array], kind: str, targets: str = r"blocks
         if f"{inner}_index" in others:
             raise UserError(f"target {path!r}: chosen entries of it train, so it cannot be quantised: leave it out")
         codes, scale = _quantized(kernel, kind)
-        if not isinstance(scale, jax.core.Tracer) and not jnp.isfinite(scale).all():  # of shapes there is nothing to see
+        # Of mere shapes there is nothing to see.
+        if not isinstance(scale, jax.core.Tracer) and not jnp.isfinite(scale).all():
             raise UserError(f"{path!r} has weights that are not finite and cannot be quantised: load the model again")
         out |= {f"{path}_{kind}": codes, f"{path}_scale": scale}
     return out

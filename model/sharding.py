@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental.mesh_utils import create_device_mesh
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError, one_of
@@ -95,7 +95,7 @@ def over(sizes: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def spec(path: str, shape: Sequence[int], mesh: Mesh, config: ModelConfig) -> PartitionSpec:
+def spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh, config: ModelConfig) -> PartitionSpec:
     """How a parameter is laid out; what `tensor` would cut within a head is whole.
 
     Raises UserError for a parameter that no rule covers.

@@ -76,7 +76,9 @@ def stack(
 
     def block(carry, layer):
         x_BTD, k_piece, v_piece = carry
-        x_BTD = constrain(x_BTD, ROWS, None, None)
+        # Between blocks a row's tokens lie over `tensor`, too (Korthikanti et al. 2022, arXiv 2205.05198): what is kept
+        # of them for the backward pass would else be on every device of it.
+        x_BTD = constrain(x_BTD, ROWS, None if cache is not None else "tensor", None)
         leaves, window, which, index = layer
         layer_cache = None if k_piece is None else LayerCache(k_piece, v_piece, index if c.scan else 0)
         here = jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x[which], turns)

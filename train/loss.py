@@ -1,8 +1,12 @@
-"""Loss functions: `(params, batch, key) -> (loss, metrics)`, and the cross-entropy that never holds all logits."""
+"""Loss functions: `(params, batch, key) -> (loss, metrics)`, and the cross-entropy that never holds all logits.
+
+Dimension key: `N` tokens, `X` chunks, `G` groups of devices, each with rows of a batch of its own (1 without a mesh),
+`C` tokens of one chunk and group, `D` width, `V` vocabulary.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +15,7 @@ import numpy as np
 from limbeck.model.chosen import filled_outside
 from limbeck.model.config import ModelConfig
 from limbeck.model.params import Params
+from limbeck.model.sharding import ROWS, constrain, platform, spread
 from limbeck.model.transformer import head_kernel, hidden
 
 Array = jax.Array | np.ndarray
@@ -20,12 +25,72 @@ Metrics = dict[str, jax.Array]
 # can be put together; the other metrics are means by the same weights.
 LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
 
-_CHUNK_BYTES = 8 << 20  # of float32 logits at a time: on CPU 1 to 40 MiB differ by a tenth, 8 is among the best
+# Of float32 logits at a time and device. On CPU 1 to 40 MiB differ by a tenth, and 8 is among the best. Elsewhere a
+# chunk of C rows has 6 C FLOPs for each number of the head, to 12 bytes: the head is read twice, its gradient's sum
+# read and written. Accelerators do 150 to 600 FLOPs in the time of a byte, which is C of 300 to 1,200: with 512 MiB and
+# 128,000 tokens C is 1,000, and at a width of 4,096 the head's gradient alone weighs four times the logits.
+_CPU_BYTES, _BYTES = 8 << 20, 512 << 20
 
 
 def chunk_rows(vocab_size: int, rows: int) -> int:
-    """How many rows of logits to hold at once."""
-    return max(1, min(rows, _CHUNK_BYTES // (4 * vocab_size)))
+    """How many rows of logits to hold at once, on all devices together: as many on each that has rows of its own."""
+    groups, parts = spread(ROWS), spread("tensor")
+    columns = vocab_size if vocab_size % parts else vocab_size // parts
+    cpu, own = platform() == "cpu", -(-rows // groups)
+    fit = max(1, min(own, (_CPU_BYTES if cpu else _BYTES) // (4 * columns)))
+    # Large chunks are as many as these would be, but all as long, so that little is padded.
+    return groups * (fit if cpu else -(-own // -(-own // fit)))
+
+
+def in_chunks(x_N: jax.Array, chunk: int) -> jax.Array:
+    """x_XGC of an array [N, ...]: chunks of about that many rows, the last ones filled up with zeros.
+
+    Of every chunk each group of devices has its part, and of its own rows: none moves. Therefore a chunk takes rows
+    from all over the batch; a contiguous one would lie on one of several devices.
+    """
+    groups, rest = spread(ROWS), x_N.shape[1:]
+    own, of_chunk = -(-len(x_N) // groups), -(-chunk // groups)
+    same = [(0, 0)] * len(rest)
+    x_GN = jnp.pad(x_N, [(0, groups * own - len(x_N)), *same]).reshape(groups, own, *rest)
+    x_GCX = jnp.pad(x_GN, [(0, 0), (0, -own % of_chunk), *same]).reshape(groups, of_chunk, -1, *rest)
+    return constrain(jnp.moveaxis(x_GCX, 2, 0), None, ROWS, None, *[None] * len(rest))
+
+
+def scan_groups(step: Callable[[Any, Any], tuple[Any, Any]], zeros: Any, chunks: Any) -> tuple[Any, Any]:
+    """`lax.scan` of a step from sums and a chunk x_C to sums and outputs: (sums, outputs_XGC), chunks as x_XGC.
+
+    Each group of devices goes over its own rows and has its own sums, which are put together once, behind the last
+    chunk: in the loop the groups have nothing to say to each other.
+    """
+    groups = jax.tree.leaves(chunks)[0].shape[1]
+    if groups == 1:  # not a batch of one: its products would be rounded otherwise
+        sums, outputs = jax.lax.scan(step, zeros, jax.tree.map(lambda x_XGC: x_XGC[:, 0], chunks))
+        return sums, jax.tree.map(lambda x_XC: x_XC[:, None], outputs)
+    zeros_G = jax.tree.map(lambda x: jnp.broadcast_to(x, (groups, *x.shape)), zeros)
+    sums_G, outputs = jax.lax.scan(jax.vmap(step, spmd_axis_name=ROWS), zeros_G, chunks)
+    return jax.tree.map(lambda x_G: x_G.sum(0), sums_G), outputs
+
+
+def fetched(head_DV: jax.Array, dtype: Any) -> jax.Array:
+    """The head as a loop over chunks reads it: of its part of the vocabulary every device has all, fetched once."""
+    # Without the first layout the devices would send each other what they have before it is cast.
+    return constrain(constrain(head_DV.astype(dtype), "fsdp", "tensor"), None, "tensor")
+
+
+def with_outer(sum_DV: jax.Array, hidden_CD: jax.Array, gradient_CV: jax.Array) -> jax.Array:
+    """The sum so far of the head's gradient, float32, and that of a chunk, from the gradient of its logits."""
+    update_DV = jnp.dot(hidden_CD.T, gradient_CV, preferred_element_type=jnp.float32)
+    return constrain(sum_DV + update_DV, None, "tensor")
+
+
+def settled(hidden_gradient_XGCD: Any, head_gradient_DV: Any, dtype: Any) -> tuple[Any, Any]:
+    """Both gradients of a loop (None: not wanted), the head's in that dtype and laid out as the head is."""
+    if head_gradient_DV is None:
+        return hidden_gradient_XGCD, None
+    both = (hidden_gradient_XGCD, constrain(head_gradient_DV, "fsdp", "tensor").astype(dtype))
+    # The blocks go on from the hidden states' gradient: behind the barrier, for else every device would keep all of the
+    # head's until they are done, before the devices' are put together and cut.
+    return jax.lax.optimization_barrier(both) if spread(ROWS) > 1 else both
 
 
 class Terms(NamedTuple):
@@ -49,30 +114,24 @@ def cross_entropy(
     is computed beside the value, while a chunk's probabilities are at hand, and only for the inputs that are
     differentiated: a frozen head costs nothing. A row of weight 0 adds exactly nothing, whatever it holds.
     """
-    rows = hidden_ND.shape[0]
-    chunk = chunk_rows(head_DV.shape[1], rows)
-
-    def chunks(x: jax.Array) -> jax.Array:
-        # Every chunk takes rows from all over the batch: contiguous ones would each lie on one of several devices.
-        padded = jnp.pad(x, [(0, -rows % chunk)] + [(0, 0)] * (x.ndim - 1))
-        return padded.reshape(chunk, -1, *x.shape[1:]).swapaxes(0, 1)
-
-    return _nll(chunks(hidden_ND), head_DV, chunks(targets_N), chunks(weights_N.astype(jnp.float32)), terms)
+    chunk = chunk_rows(head_DV.shape[1], len(hidden_ND))
+    targets, weights = in_chunks(targets_N, chunk), in_chunks(weights_N.astype(jnp.float32), chunk)
+    return _nll(in_chunks(hidden_ND, chunk), head_DV, targets, weights, terms)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _nll(hidden_XCD, head_DV, targets_XC, weights_XC, terms):
-    return _scan_chunks(hidden_XCD, head_DV, targets_XC, weights_XC, terms, False, False)[0]
+def _nll(hidden_XGCD, head_DV, targets_XGC, weights_XGC, terms):
+    return _scan_chunks(hidden_XGCD, head_DV, targets_XGC, weights_XGC, terms, False, False)[0]
 
 
-def _nll_forward(hidden_XCD, head_DV, targets_XC, weights_XC, terms):
+def _nll_forward(hidden_XGCD, head_DV, targets_XGC, weights_XGC, terms):
     sums, *gradients = _scan_chunks(
-        hidden_XCD.value,
+        hidden_XGCD.value,
         head_DV.value,
-        targets_XC.value,
-        weights_XC.value,
+        targets_XGC.value,
+        weights_XGC.value,
         terms,
-        hidden_XCD.perturbed,
+        hidden_XGCD.perturbed,
         head_DV.perturbed,
     )
     return sums, gradients
@@ -86,14 +145,15 @@ def _nll_backward(terms, gradients, cotangents):
 _nll.defvjp(_nll_forward, _nll_backward, symbolic_zeros=True)
 
 
-def _scan_chunks(hidden_XCD, head_DV, targets_XC, weights_XC, terms, want_hidden, want_head):
+def _scan_chunks(hidden_XGCD, head_DV, targets_XGC, weights_XGC, terms, want_hidden, want_head):
     """((objective, cross-entropy), gradient of hidden or None, gradient of head or None), C rows at a time."""
     vocab_size = head_DV.shape[1]
+    own_head_DV = fetched(head_DV, hidden_XGCD.dtype)
 
     def step(carry, chunk):
         objective, loss, head_gradient_DV = carry
         hidden_CD, targets_C, weights_C = chunk
-        logits_CV = jnp.dot(hidden_CD, head_DV.astype(hidden_CD.dtype), preferred_element_type=jnp.float32)
+        logits_CV = jnp.dot(hidden_CD, own_head_DV, preferred_element_type=jnp.float32)
         slope_CV = 1.0
         if terms.softcap is not None:
             tanh_CV = jnp.tanh(logits_CV / terms.softcap)
@@ -121,20 +181,17 @@ def _scan_chunks(hidden_XCD, head_DV, targets_XC, weights_XC, terms, want_hidden
             gradient_CV = jnp.where(hit_CV, push_CV - pull_C1, push_CV) * scale_C1 * slope_CV
             gradient_CV = jnp.where(weights_C[:, None] > 0, gradient_CV, 0.0).astype(hidden_CD.dtype)
             if want_hidden:
-                hidden_gradient_CD = gradient_CV @ head_DV.T.astype(hidden_CD.dtype)
+                hidden_gradient_CD = gradient_CV @ own_head_DV.T
             if want_head:
                 clean_CD = jnp.where(weights_C[:, None] > 0, hidden_CD, 0.0)
-                update_DV = jnp.dot(clean_CD.T, gradient_CV, preferred_element_type=jnp.float32)
-                head_gradient_DV = head_gradient_DV + update_DV
+                head_gradient_DV = with_outer(head_gradient_DV, clean_CD, gradient_CV)
         return (objective, loss, head_gradient_DV), hidden_gradient_CD
 
     zero_DV = jnp.zeros(head_DV.shape, jnp.float32) if want_head else None
-    (objective, loss, head_gradient_DV), hidden_gradient_XCD = jax.lax.scan(
-        step, (jnp.float32(0), jnp.float32(0), zero_DV), (hidden_XCD, targets_XC, weights_XC)
+    (objective, loss, head_gradient_DV), hidden_gradient_XGCD = scan_groups(
+        step, (jnp.float32(0), jnp.float32(0), zero_DV), (hidden_XGCD, targets_XGC, weights_XGC)
     )
-    if head_gradient_DV is not None:
-        head_gradient_DV = head_gradient_DV.astype(head_DV.dtype)
-    return (objective, loss), hidden_gradient_XCD, head_gradient_DV
+    return (objective, loss), *settled(hidden_gradient_XGCD, head_gradient_DV, head_DV.dtype)
 
 
 def token_loss(config: ModelConfig, *, smoothing: float = 0.0, z_loss: float = 0.0) -> LossFn:

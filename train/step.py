@@ -41,10 +41,10 @@ def state_shapes(optimizer: optax.GradientTransformation, trainable: Mapping[str
     parameter has (Adafactor's rows and columns are small) is whole on every device.
     """
     state = jax.eval_shape(partial(_begun, optimizer), dict(trainable))
-    example = next(iter(trainable.values()), None)
-    if not isinstance(getattr(example, "sharding", None), NamedSharding):
+    lies = next((getattr(leaf, "sharding", None) for leaf in trainable.values()), None)
+    if not isinstance(lies, NamedSharding):
         return state
-    whole = NamedSharding(example.sharding.mesh, PartitionSpec())
+    whole = NamedSharding(lies.mesh, PartitionSpec())
 
     def lying(keys: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey) and key.key in trainable]

@@ -45,8 +45,9 @@ def kept(entry: Path, sheets: Sequence[Sheet], make: Make, batch_size: int, what
     """The arrays of all sheets, memory-mapped: what is in `entry` and sound is not made again.
 
     Spans are of whole batches. `what` is named beside the progress. Of several processes that ask at once, one makes
-    them; of those that hold a model together (`hosts.py`) all make them, and the one that leads writes. What is damaged is said on stderr and made again. Raises UserError where the disk does not take them; it is
-    asked for all the room before the first span is made.
+    them; of those that hold a model together (`hosts.py`) all make them, and the one that leads writes. What is damaged
+    is said on stderr and made again. Raises UserError where the disk does not take them; it is asked for all the room
+    before the first span is made.
     """
     if not from_leader(all(done_B.all() for done_B in _done(entry, sheets)[0])):
         alone = locked(entry.with_name(f".{entry.name}.lock"), wait=True) if leads() else contextlib.nullcontext()

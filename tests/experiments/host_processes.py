@@ -14,12 +14,12 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def start(words: Sequence[str], process: int, port: int, count: int = 2, **environment: str) -> subprocess.Popen:
-    """One of `count` processes of two devices that run the command of these words."""
+def start(words: Sequence[str], process: int, port: int, **environment: str) -> subprocess.Popen:
+    """One of two processes of two devices that run the command of these words."""
     own = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-        "JAX_NUM_PROCESSES": str(count),
+        "JAX_NUM_PROCESSES": "2",
         "JAX_PROCESS_ID": str(process),
     }
     # A shell that starts the tests in the background has them, and so their children, ignore Ctrl-C.

@@ -15,9 +15,10 @@ from limbeck.distill.students.config import StudentConfig
 from limbeck.experiments.cli import main
 from limbeck.experiments.config import load_config
 from limbeck.experiments.distillation_config import DistillationConfig, TeachingConfig, TextDistillationConfig
-from limbeck.experiments.planned import bytes_of, planned, table_of
+from limbeck.experiments.planned import planned
 from limbeck.experiments.prediction_config import PredictionConfig
 from limbeck.experiments.pretraining_config import PretrainingConfig
+from limbeck.experiments.program import bytes_of, table_of
 from limbeck.experiments.start import begin
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.config import ModelConfig
@@ -175,7 +176,7 @@ def test_remat_and_accumulation_are_those_of_the_plan(folder):
 
 
 def test_an_experiment_of_several_trainings_is_refused():
-    with pytest.raises(UserError, match="a plan is of one training, or of a prediction job, and this is a LessonConfig"):
+    with pytest.raises(UserError, match="a plan is of one training, or of a prediction job, and this is a Lesson"):
         planned(load_config("quickstart").config)
 
 

@@ -1,28 +1,24 @@
 """Plans for slices that are not there: which meshes are tried, and what the TPU's own compiler says of them."""
 
-import dataclasses
 import importlib.util
 import json
-import math
 
 import pytest
 
-from limbeck.distill.config import DistilConfig
-from limbeck.distill.students.config import StudentConfig
 from limbeck.experiments.cli import main
-from limbeck.experiments.distillation_config import TeachingConfig, TextDistillationConfig
 from limbeck.experiments.planned import planned
-from limbeck.experiments.planning import candidates, check_rows, estimate, largest, rough, shapes_of, slowest
-from limbeck.experiments.prediction_config import PredictionConfig
+from limbeck.experiments.planning import candidates, check_rows, largest, rough, shapes_of, slowest
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.model.chips import chip_of
 from limbeck.model.compiled import Cost
 from limbeck.model.errors import UserError
 from limbeck.model.topology import topology
-from limbeck.train.config import FitConfig, MethodConfig, OptimConfig
+from limbeck.train.config import FitConfig, OptimConfig
 
 V5P, V5E, V6E = "TPU v5", "TPU v5 lite", "TPU v6 lite"
-compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU's compiler, is absent")
+compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU's compiler, is for Linux on x86-64 alone"
+)
 
 
 def text(model="8b", rows=64, length=4096, **more):
@@ -47,9 +43,9 @@ def test_what_is_compiled_first_seems_to_fit_and_to_be_fast():
     order = candidates(plan_of, 64, chip, ("none", "dots", "full"))
     assert len(order) == 3 * len(list(shapes_of(plan_of("none"), 64)))
     guesses = [rough(plan_of(remat), shape, remat, chip) for shape, remat in order]
-    over = [size > 0.9 * chip.hbm_bytes for _, size in guesses]
+    over = [size > 0.9 * (chip.hbm_bytes or 0) for _, size in guesses]
     assert over == sorted(over)  # what does not fit comes last
-    fitting = [seconds for (seconds, _), too_much in zip(guesses, over, strict=True) if not too_much]
+    fitting = [seconds for (seconds, _), much in zip(guesses, over, strict=True) if not much]
     assert fitting == sorted(fitting)
     small = candidates(plan_of, 64, chip_of(V5E), ("none", "full"))
     assert small[0][1] == "full" and small[0][0][1] > 1  # 16 GiB: whole copies of 8 B parameters are out of the question

@@ -328,6 +328,10 @@ def test_bytes_of_memory_are_those_of_slices_and_not_of_memory_on_the_chip():
     put = "  %m = f32[32,8,16]{2,1,0} fusion(%s.1, %l, %j), kind=kLoop, calls=%into\n"
     assert cost(entry(head + taken + end, before)).hbm_bytes == 2 * 512
     assert cost(entry(head + taken + put + end, before)).hbm_bytes == 4 * 512
+    by_index = before.replace("dynamic-update-slice(%s, %u, %i, %i, %i)", "scatter(%s, %i, %u), to_apply=%sum")
+    assert by_index != before and cost(entry(head + taken + put + end, by_index)).hbm_bytes == 4 * 512
+    elsewhere = before.replace("}\n\n%into", '}, execution_thread="sparsecore"\n\n%into')
+    assert elsewhere != before and cost(entry(head + taken + put + end, elsewhere)).hbm_bytes == 4 * 512
     on_chip = taken.replace("{2,1,0} fusion", "{2,1,0:S(1)} fusion")
     assert cost(entry(head + on_chip + end, before)).hbm_bytes == 512
     to_chip = "  %c = (f32[8,16]{1,0:S(1)}, f32[8,16]{1,0}, u32[]{:S(2)}) copy-start(%p)\n"

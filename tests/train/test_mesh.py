@@ -1,4 +1,4 @@
-"""Training over eight simulated devices: what one device computes, and every device with its part of the state alone."""
+"""Training over eight simulated devices: what one computes, and each with its part of the state alone."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from limbeck.model.config import ModelConfig
@@ -115,7 +116,8 @@ def test_a_frozen_model_stays_where_it_is_bit_for_bit(params):
     for path, leaf in found.frozen.items():
         assert leaf.sharding == there[path].sharding
         np.testing.assert_array_equal(jax.device_get(leaf), jax.device_get(there[path]))
-    assert trainable["blocks/attn/q/lora_b"].sharding.spec == P(None, None, "tensor")
+    where = trainable["blocks/attn/q/lora_b"].sharding
+    assert isinstance(where, NamedSharding) and where.spec == P(None, None, "tensor")
     assert merge(found.trainable, found.frozen).keys() == there.keys()
 
 
