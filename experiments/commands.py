@@ -72,8 +72,9 @@ def _dry_run(config: Any, sizes: Sequence[str]) -> int:
     jax.config.update("jax_platforms", "cpu")
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS") or f"--xla_force_host_platform_device_count={count}"
     from limbeck.experiments.plan_tables import headline, parameters, show, totals
-    from limbeck.experiments.planned import planned, table_of
+    from limbeck.experiments.planned import planned
     from limbeck.experiments.planning import check_rows, held
+    from limbeck.experiments.program import table_of
     from limbeck.model.sharding import make_mesh
 
     mesh, plan = make_mesh(sizes, jax.devices()[:count]), planned(config)

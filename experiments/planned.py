@@ -152,7 +152,7 @@ def _step(
     def lower(mesh: Mesh) -> jax.stages.Lowered:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             own = state(mesh)
-            batch = {name: lying(*array, (ROWS,), mesh) for name, array in whole.items()}
+            batch = {name: lying(shape, kind, (ROWS,), mesh) for name, (shape, kind) in whole.items()}
             step = make_step(loss_fn, optimizer, accumulate=parts, like=own)
             key = _key()
             key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec()))

@@ -159,9 +159,9 @@ def test_a_folder_that_is_not_shared_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(hosts, "leads", lambda: False)
     monkeypatch.setattr(hosts, "from_leader", lambda value: "a mark")
     monkeypatch.setattr(rundir, "_SEEN_WITHIN", 1)
-    with pytest.raises(UserError, match="is not the run's folder of process 0: name one on a file system that all"):
-        with rundir.shared_run(tmp_path, None, []):
-            pass
+    words_ = "is not the run's folder of process 0: name one on a file system that all"
+    with pytest.raises(UserError, match=words_), rundir.shared_run(tmp_path, None, []):
+        pass
     (tmp_path / ".shared").write_text("a mark")
     with rundir.shared_run(tmp_path, None, []) as found:
         print("nothing of this is seen")

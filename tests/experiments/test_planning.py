@@ -48,7 +48,7 @@ def test_what_is_compiled_first_seems_to_fit_and_to_be_fast():
     fitting = [seconds for (seconds, _), much in zip(guesses, over, strict=True) if not much]
     assert fitting == sorted(fitting)
     small = candidates(plan_of, 64, chip_of(V5E), ("none", "full"))
-    assert small[0][1] == "full" and small[0][0][1] > 1  # 16 GiB: whole copies of 8 B parameters are out of the question
+    assert small[0][1] == "full" and small[0][0][1] > 1  # 16 GiB hold no whole copy of 8 B parameters
 
 
 def test_no_mesh_at_all_is_told():
