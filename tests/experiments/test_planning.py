@@ -2,12 +2,17 @@
 
 import importlib.util
 import json
+import math
 
 import pytest
 
+from limbeck.distill.config import DistilConfig
+from limbeck.distill.students.config import StudentConfig
 from limbeck.experiments.cli import main
+from limbeck.experiments.distillation_config import TeachingConfig, TextDistillationConfig
 from limbeck.experiments.planned import planned
-from limbeck.experiments.planning import candidates, check_rows, largest, rough, shapes_of, slowest
+from limbeck.experiments.planning import candidates, check_rows, estimate, largest, rough, shapes_of, slowest
+from limbeck.experiments.prediction_config import PredictionConfig
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.model.chips import chip_of
 from limbeck.model.compiled import Cost
@@ -113,3 +118,40 @@ def test_what_does_not_fit_is_told_with_what_takes_the_memory(capfd):
     assert main([*words, "--fit.optim.name", "adamw", "--fit.batch-size", "4", "--fit.length", "128"]) == 1
     said = capfd.readouterr().out
     assert "memory: " in said and "none fits" in said
+
+
+def distilled(model, rows, **how):
+    distil = DistilConfig(hard_weight=0.5, **how)
+    return TextDistillationConfig(text(model, rows), TeachingConfig(distil, student=StudentConfig(params=0.5)))
+
+
+# Every kind of step, both sizes, every chip; all 30 of them: `python benchmarks/planning.py`.
+PROGRAMS = {
+    "8b full": (lambda: text("8b", 64), "v5p:4x4x4", "data=4 fsdp=16", 3),
+    "70b lora": (lambda: text("70b", 64, tuning="lora"), "v6e:8x8", "fsdp=32 tensor=2", 3),
+    "8b distil live": (lambda: distilled("8b", 32), "v5e:8x8", "fsdp=32 tensor=2", 4),
+    "70b distil cached": (lambda: distilled("70b", 64, cache="topk"), "v5p:4x4x4", "fsdp=64", 3),
+    "70b decode": (
+        lambda: PredictionConfig(model="70b", batch_size=64, dtype="bfloat16"), "v6e:4x8", "data=4 tensor=8", 0
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@compiler
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_steps_of_large_models_compile_for_every_chip(name):
+    """With the kernel of attention forward, again and backward, nothing gathered to be laid out anew, and they fit."""
+    config, where, mesh, kernels = PROGRAMS[name]
+    plan = planned(config(), None if kernels == 0 else "full")
+    found = estimate(plan, plan.model.remat, mesh.split(), topology(where))
+    assert found.fits and not found.warnings and found.cost is not None
+    assert len([each for each in found.cost.kernels if "splash" in each.where]) == kernels
+    assert not found.cost.unknown_loops and 0 < (found.mfu or 0) < 0.8
+    devices = math.prod(found.shape)
+    assert found.compiled["arguments"] >= sum(
+        size for part, size in found.parts.items() if part in ("parameters", "optimizer", "frozen", "cache")
+    )
+    if kernels:  # what the compiler counts, and what the kernels do, is the model's arithmetic and what is done again
+        counted = (found.cost.flops * devices + plan.attention) / plan.flops
+        assert 1.0 < counted < 1.5, counted
