@@ -190,24 +190,6 @@ def test_the_order_is_the_one_that_runs_have_begun_with():
 ORDER = [[0, 4, 2, 3, 7], [9, 5, 8, 1, 6]]
 
 
-@given(st.integers(1, 7), st.integers(1, 9), st.sampled_from([1, 2, 3, 6]), st.integers(0, 2**40))
-@settings(deadline=None, max_examples=30)
-def test_the_parts_of_all_hosts_are_the_batch_of_one(count, other, hosts, seed):
-    sources = [(numbered(count), 0.7), (pad(example_rows(other, 9), [4, 8]), 0.3)]
-    whole = batches(sources, 6, seed)
-    parts = [batches(sources, 6, seed, host=host, hosts=hosts) for host in range(hosts)]
-    for step in (0, 1, 2, 5, 1000):
-        batch, pieces = whole(step), [part(step) for part in parts]
-        assert all(len(piece["tokens_BT"]) == 6 // hosts for piece in pieces)
-        for name, array in batch.items():
-            assert np.array_equal(array, np.concatenate([piece[name] for piece in pieces]))
-
-
-def test_hosts_divide_the_batch():
-    with pytest.raises(UserError, match="batch_size=6 cannot be divided among 4 hosts"):
-        batches(numbered(3), 6, 0, hosts=4)
-
-
 @pytest.mark.parametrize("weights", [(0.75, 0.25), (1, 2, 5), (0.9, 0.1), (1 / 3, 2 / 3), (3.0, 300.0)])
 def test_a_mixture_has_its_shares_at_every_moment_and_any_step_alone(weights):
     sources = [(numbered(7 + i, 1000 * i), weight) for i, weight in enumerate(weights)]
