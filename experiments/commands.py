@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.experiments.config import LoadedConfig, apply_point, load_config, override
+from limbeck.experiments.distillation_config import DistillationConfig, TextDistillationConfig
 from limbeck.experiments.prediction_config import PredictionConfig
+from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.rundir import cache_folder, open_run, shared_run
+from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +56,11 @@ def _run_on_hosts(loaded: LoadedConfig, config: Any, workdir: Path, args: argpar
         raise UserError("--hosts: say how their devices hold the model, such as --mesh fsdp=16")
     if isinstance(config, PredictionConfig):
         raise UserError(f"{loaded.path} is a prediction job: `limbeck predict {args.config} --hosts True` runs it")
+    if not isinstance(config, PretrainingConfig | TuningConfig | DistillationConfig | TextDistillationConfig):
+        raise UserError(
+            f"{loaded.path}: a {type(config).__name__} runs in one process: leave --hosts out, or run its trainings "
+            "by themselves (a pretraining, a tuning, a distillation)"
+        )
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder(workdir) / "xla"))
     from limbeck.model.hosts import joined
     from limbeck.model.sharding import over
@@ -70,7 +78,9 @@ def _dry_run(config: Any, sizes: Sequence[str]) -> int:
     count = math.prod(mesh_shape(sizes))
     # As many devices of a CPU as are asked for: they are only compiled for.
     jax.config.update("jax_platforms", "cpu")
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS") or f"--xla_force_host_platform_device_count={count}"
+    if "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        simulated = f"--xla_force_host_platform_device_count={count}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {simulated}".strip()
     from limbeck.experiments.plan_tables import headline, parameters, show, totals
     from limbeck.experiments.planned import planned
     from limbeck.experiments.planning import check_rows, held
@@ -93,13 +103,21 @@ def plan(args: argparse.Namespace) -> int:
     from limbeck.model.files import disk_errors, write_atomic
     from limbeck.model.topology import topology
 
-    devices = topology(args.topology)
     config = override(load_config(args.config).config, args.overrides)
+    writes = isinstance(config, PredictionConfig)
+    if args.tries < 1 or (args.length is not None and args.length < 1):
+        raise UserError(f"--tries {args.tries}, --length {args.length}: each at least 1")
+    if args.remat and writes or args.length and not writes:
+        raise UserError("--remat is of a training, and --length of a prediction job: leave the other out")
+    if args.out:
+        with disk_errors(args.out):
+            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    devices = topology(args.topology)
     first = planned(config, args.remat, args.length)
     policies = (args.remat,) if args.remat or not first.trainable else ("none", "dots", "full")
     plan_of = functools.cache(lambda remat: planned(config, remat, args.length))
-    if args.mesh:
-        found = [estimate(first, first.model.remat, args.mesh, devices)]
+    if mesh := args.mesh or getattr(config, "mesh", ()):
+        found = [estimate(first, first.model.remat, mesh, devices)]
     else:
         found = search(plan_of, devices, [each or "none" for each in policies], args.tries)
     best = found[0]
@@ -107,8 +125,6 @@ def plan(args: argparse.Namespace) -> int:
     title = f"{args.topology}, {count} chips ({kind}) of {best.has / 2**30:.1f} GiB: {headline(first)}"
     show(title, compared(found, first), details(best))
     if args.out:
-        with disk_errors(args.out):
-            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(args.out, json.dumps(list(as_json(found)), indent=1) + "\n")
     if not best.fits:
         print(f"none fits: more chips, a larger share for tensor, remat full, or a smaller batch ({best.limit})")

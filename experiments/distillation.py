@@ -12,7 +12,7 @@ from rich.console import Console
 from limbeck.evaluation.agreement import agreement, by_group
 from limbeck.evaluation.baseline import baselines
 from limbeck.evaluation.report import terminal_table, write_report
-from limbeck.experiments.answering import Setting, answerable, evaluation, rows_of, setting, tested
+from limbeck.experiments.answering import Setting, answerable, evaluation, labels_of, rows_of, setting, tested
 from limbeck.experiments.distillation_config import DistillationConfig, TeachingConfig, TextDistillationConfig
 from limbeck.experiments.machine import provenance
 from limbeck.experiments.pretraining import assessed, pretrained, text_mixture, text_start
@@ -100,7 +100,7 @@ def teacher_of(at: Setting, folder: str) -> Start:
     """The model of a folder as a task's teacher. Raises UserError where its head is not the task's."""
     config = at.config
     start = begin(folder, at.rundir, [], vocab_size=config.vocab_size, max_len=config.max_len, seed=config.seed)
-    expected = tuple(at.task.options or (at.task.answer_field,)) if at.head else ()
+    expected = labels_of(at)
     if start.config.labels != expected:
         has, needs = (", ".join(labels[:5]) or "none" for labels in (start.config.labels, expected))
         raise UserError(

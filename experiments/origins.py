@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.markup import escape
 from rich.tree import Tree
 
@@ -50,7 +51,10 @@ def training_cost(meter: Meter, seconds: float, flops: float) -> dict[str, Any]:
     The meter saw no more than the last start of a run that was killed and went on: then the whole is told at that
     start's rate, and as an estimate.
     """
-    found = footprint(meter, flops, accelerators=accelerators())
+    found: dict[str, Any] = {**footprint(meter, flops, accelerators=accelerators())}
+    if jax.process_count() > 1:
+        unknown = {"joules": None, "grams_co2e": None, "joules_source": "not known: a meter sees one host of several"}
+        return {**found, **unknown, "seconds": seconds}
     if seconds <= 1.02 * meter.seconds:
         return {**found, "seconds": seconds}
     scaled = ("cpu_seconds", "joules", "grams_co2e")

@@ -15,12 +15,14 @@ from limbeck.experiments.program import Lying, Program
 from limbeck.model.params import weights
 
 _GIB = 2**30
+_ON_CPU = " (as compiled for a CPU; `limbeck plan` compiles for a TPU)"
 _WORDS = {
     "parameters": "parameters that train, in float32",
     "optimizer": "optimiser",
     "frozen": "frozen parameters",
     "gradients": "gradients",
     "as_loaded": "what trains, as it was loaded",
+    "best": "the best so far",
     "cache": "keys and values",
     "activations": "activations, and what comes and goes",
 }
@@ -34,7 +36,7 @@ def headline(plan: Program) -> str:
 
 
 def compared(found: Sequence[Estimate], plan: Program) -> Table:
-    """A row for each mesh: memory, time, and what limits it. The rates are upper bounds: see the note below them."""
+    """A row for each mesh: memory, time, and what limits it."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, side in (("mesh", "left"), ("remat", "left"), ("GiB a chip", "right"), ("", "left"), ("step", "right"),
                        ("tokens/s a chip", "right"), ("MFU", "right"), ("compute", "right"), ("memory", "right"),
@@ -69,6 +71,7 @@ def details(best: Estimate) -> Group:
     shown: list[RenderableType] = [memory]
     if best.cost and best.cost.collectives:
         shown.append(_collectives(best))
+    shown.append(Text("times are bounds, by the compiler's estimates and the links' rates: nothing ran", style="dim"))
     notes = [f"{len(best.warnings)} arrays are gathered whole to be laid out anew"] if best.warnings else []
     if best.cost and best.cost.unknown_loops:
         notes.append(f"{len(best.cost.unknown_loops)} loops are counted once: how often they run is not known")
@@ -105,13 +108,13 @@ def parameters(rows: Sequence[Lying]) -> Table:
 
 
 def totals(parts: Mapping[str, float]) -> Table:
-    """What a device holds, by kind."""
+    """What a device holds, by kind; the activations are those of a program for a CPU."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="a device holds", title_justify="left")
     table.add_column("what")
     table.add_column("bytes", justify="right")
     for name, size in parts.items():
         if size:
-            table.add_row(_WORDS[name], quantity(size, "B"))
+            table.add_row(_WORDS[name] + _ON_CPU * (name == "activations"), quantity(size, "B"))
     table.add_section()
     table.add_row("together", quantity(sum(parts.values()), "B"))
     return table

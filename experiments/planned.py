@@ -33,7 +33,7 @@ from limbeck.model.flops import attention_flops, forward_flops, step_flops
 from limbeck.model.pretrained import shapes_at
 from limbeck.model.quantize import quantize
 from limbeck.model.sharding import ROWS
-from limbeck.model.sizes import SIZES, sized
+from limbeck.model.sizes import SIZES, UNROLLED, sized
 from limbeck.model.transformer import shapes
 from limbeck.tasks.task import Kind
 from limbeck.train.heads import add_head
@@ -82,7 +82,8 @@ def _model(name: str, vocab_size: int, max_len: int) -> tuple[ModelConfig, Shape
     if name in SIZES:
         config = sized(name, vocab_size, max_len)
         return config, dict(shapes(config))
-    return shapes_at(name)
+    config, leaves = shapes_at(name)
+    return dataclasses.replace(config, scan=config.depth > UNROLLED), leaves
 
 
 def _with_head(model: ModelConfig, leaves: Shapes, labels: tuple[str, ...]) -> tuple[ModelConfig, Shapes]:
@@ -162,6 +163,7 @@ def _step(
     found = Program(
         f"a training step ({how}) of {fit.batch_size} rows of {fit.length} tokens",
         model, trainable, frozen, beside.models, fit.batch_size // parts, tokens, flops, state, lower, attention,
+        fit.keep == "best",
     )  # fmt: skip
     return found
 
@@ -238,7 +240,7 @@ def _writing(config: PredictionConfig, length: int | None) -> Program:
     if config.dtype:
         kind = jnp.dtype(config.dtype)
         leaves = {path: jax.ShapeDtypeStruct(leaf.shape, kind) for path, leaf in leaves.items()}
-    model = dataclasses.replace(model, dtype=config.dtype or model.dtype)
+    model = dataclasses.replace(model, dtype=config.dtype or model.dtype, scan=True)  # as an engine has it on a mesh
     if config.quantise:
         leaves = jax.eval_shape(lambda params: quantize(params, config.quantise), leaves)
     slots, rows = min(length or _LONGEST, model.max_len), config.batch_size

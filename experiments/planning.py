@@ -48,8 +48,8 @@ class Estimate(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether a device has the memory."""
-        return self.needs <= self.has
+        """Whether the compiler took the program, and a device has the memory."""
+        return self.cost is not None and self.needs <= self.has
 
     @property
     def mesh(self) -> str:
@@ -68,7 +68,7 @@ def estimate(plan: Program, remat: Remat, sizes: Sequence[str], devices: Sequenc
     chip, parts, began = chip_of(devices[0].device_kind), bytes_of(plan, mesh), time.perf_counter()
     found: dict[str, float] = {}
     spent: Cost | None = None
-    limit, loaded = "", float(parts.get("as_loaded", 0))
+    limit, loaded = "", float(beside(parts))
     has = chip.hbm_bytes or math.inf
     with captured_warnings() as warnings:
         try:
@@ -91,10 +91,15 @@ def estimate(plan: Program, remat: Remat, sizes: Sequence[str], devices: Sequenc
     return Estimate(shape, remat, parts, found, needs, has, spent, mfu, limit, tuple(warnings), took)
 
 
+def beside(parts: dict[str, int]) -> int:
+    """Bytes of what stays on a device beside the step and is no argument of it."""
+    return parts.get("as_loaded", 0) + parts.get("best", 0)
+
+
 def held(plan: Program, mesh: Mesh) -> dict[str, float]:
     """Bytes of a device by kind, on devices that are there: what a program keeps, and its activations as compiled."""
     compiled, parts = plan.lower(mesh).compile(), bytes_of(plan, mesh)
-    needs = memory(compiled)["total"] + parts.get("as_loaded", 0)
+    needs = memory(compiled)["total"] + beside(parts)
     return {**parts, "activations": needs - sum(parts.values())}
 
 

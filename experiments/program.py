@@ -33,6 +33,7 @@ class Program(NamedTuple):
     state: Callable[[Mesh | AbstractMesh], Any]
     lower: Callable[[Mesh], jax.stages.Lowered]
     attention: float = 0.0  # FLOPs of attention's kernel, of which the compiler does not know
+    keeps_best: bool = False
 
 
 class Lying(NamedTuple):
@@ -57,8 +58,9 @@ def table_of(plan: Program, mesh: Mesh | AbstractMesh) -> list[Lying]:
 
 
 def bytes_of(plan: Program, mesh: Mesh | AbstractMesh) -> dict[str, int]:
-    """Bytes on one device of what a program keeps: `parameters` as they train, in float32, `optimizer` (moments, or the
-    cache of answers), `frozen` ones, `gradients`, and what trains `as_loaded`, which stays until the run ends."""
+    """Bytes on one device of what a program keeps: `parameters` as they train, in float32, `optimizer` (moments), or
+    the `cache` of answers, `frozen` parameters, `gradients`, what trains `as_loaded`, which stays until the run ends,
+    and the `best` so far, where it is kept (of a run on one host in the host's memory)."""
     with jax.sharding.use_abstract_mesh(mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh):
         state = plan.state(mesh)
     if not plan.trainable:
@@ -69,6 +71,7 @@ def bytes_of(plan: Program, mesh: Mesh | AbstractMesh) -> dict[str, int]:
         "frozen": _sum(laid(plan, plan.frozen, mesh)),
         "gradients": _sum(state.trainable),
         "as_loaded": _sum(laid(plan, plan.trainable, mesh)),
+        "best": _sum(state.trainable) if plan.keeps_best else 0,
     }
 
 

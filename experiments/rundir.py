@@ -57,30 +57,39 @@ def open_run(workdir: Path, config: Any, argv: Sequence[str], fixed: bool = True
 def shared_run(workdir: Path, config: Any, argv: Sequence[str]) -> Iterator[Path]:
     """`open_run` by the process that leads; the others wait for it, must see the same folder, and are silent.
 
-    Raises UserError in a process that does not see it, and as `open_run` does.
+    Raises UserError in all of them where one does not see it, and as `open_run` does: none is to be started again.
     """
-    from limbeck.model.hosts import from_leader, leads
+    from limbeck.model.hosts import from_leader, leads, without
 
-    if leads():
-        with open_run(workdir, config, argv) as rundir:
-            mark = secrets.token_hex(16)
-            write_atomic(rundir / _MARK, mark)
-            from_leader(mark)
-            yield rundir
-        return
-    mark = from_leader("")
+    with contextlib.ExitStack() as stack:
+        told, mark = "", secrets.token_hex(16)
+        if leads():
+            try:
+                write_atomic(stack.enter_context(open_run(workdir, config, argv)) / _MARK, mark)
+            except UserError as error:
+                told = str(error)
+        told, mark = from_leader((told, mark))
+        if told:
+            raise UserError(told)
+        if blind := without(_sees(workdir / _MARK, mark)):
+            raise UserError(
+                f"{workdir.absolute()} of process {blind[0]} is not the run's folder of process 0: name one on a file "
+                "system that all hosts share"
+            )
+        if not leads():
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield workdir
+
+
+def _sees(path: Path, content: str) -> bool:
     for _ in range(_SEEN_WITHIN):
         with contextlib.suppress(OSError):
-            if (workdir / _MARK).read_text() == mark:
-                break
+            if path.read_text() == content:
+                return True
         time.sleep(1)
-    else:
-        raise UserError(
-            f"{workdir.absolute()} on {platform.node()} is not the run's folder of process 0: name one on a file "
-            "system that all hosts share"
-        )
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        yield workdir
+    return False
 
 
 def versions() -> dict[str, str]:
@@ -116,7 +125,8 @@ def stage(rundir: Path, name: str, compute: Callable[[], Any]) -> Any:
     from limbeck.model.hosts import from_leader, leads  # brings JAX, which a run's folder is there before
 
     path = rundir / "stages" / f"{name}.json"
-    if not from_leader(path.exists()):
+    # No other process looks: a network's file system may remember that a file was not there.
+    if not from_leader(leads() and path.exists()):
         start = time.perf_counter()
         result = compute()
         record = {"seconds": time.perf_counter() - start, "result": result}
@@ -135,7 +145,8 @@ def stage_seconds(rundir: Path, *names: str) -> float:
 def cache_folder(rundir: Path) -> Path:
     """What runs can share (training rows, compiled programs): beside the run, if that can be written, else in it."""
     beside = rundir.absolute().parent
-    return (beside if os.access(beside, os.W_OK) else rundir) / ".cache"
+    there = next(folder for folder in (beside, *beside.parents) if folder.exists())
+    return (beside if os.access(there, os.W_OK) else rundir) / ".cache"
 
 
 class MetricsLog:

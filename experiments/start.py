@@ -70,7 +70,7 @@ def begin(
         past = Past((("base", lineage_of(loaded, model)),))
         return Start(config, loaded.params, loaded.tokenizer, Selection(), past=past)
     path = Path(tokenizer) if tokenizer else rundir / "tokenizer.json"
-    if not tokenizer and not from_leader(path.exists()):
+    if not tokenizer and not from_leader(leads() and path.exists()):
         if leads():
             train_bpe(texts, vocab_size).save(path)
         together("the tokenizer is written")

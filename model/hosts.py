@@ -30,7 +30,7 @@ _GONE = re.compile(r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|[Gg]loo|[Cc
 def joined() -> Iterator[None]:
     """What is inside runs as one of several processes that hold a model together; nothing may be computed before.
 
-    Slurm, Open MPI, Cloud TPU and Kubernetes say which one it is; elsewhere JAX_COORDINATOR_ADDRESS (of process 0,
+    Slurm, Open MPI and Cloud TPU say which one it is; elsewhere JAX_COORDINATOR_ADDRESS (of process 0,
     "host:port"), JAX_NUM_PROCESSES and JAX_PROCESS_ID do. What goes wrong ends the process there and then, with exit
     status 2 if it is the user's mistake, 130 if it was interrupted, 75 (`LOST`) if another process is gone, else 1: on
     the usual way out it would wait for the others, and they for it. Without it they end, too; where JAX itself finds
@@ -117,6 +117,15 @@ def from_leader(value: Any) -> Any:
     size = int(broadcast_one_to_all(np.int32(len(data))))
     told = broadcast_one_to_all(np.resize(data, size))
     return json.loads(np.asarray(told).tobytes())
+
+
+def without(holds: bool) -> list[int]:
+    """The processes in which something does not hold; all must ask."""
+    if jax.process_count() == 1:
+        return [] if holds else [0]
+    from jax.experimental.multihost_utils import process_allgather
+
+    return np.flatnonzero(~np.asarray(process_allgather(np.bool_(holds)))).tolist()
 
 
 def together(place: str) -> None:

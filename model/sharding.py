@@ -66,7 +66,8 @@ def make_mesh(sizes: Sequence[str], devices: Sequence[Any] | None = None) -> Mes
     shape, found = mesh_shape(sizes), jax.devices() if devices is None else devices
     if math.prod(shape) != len(found):
         raise UserError(
-            f"mesh {' '.join(sizes)} is of {math.prod(shape)} devices, and there are {len(found)}: use all of them"
+            f"mesh {' '.join(sizes)} is of {math.prod(shape)} devices, and there are {len(found)}: the sizes multiply "
+            "to all devices (XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight of a CPU)"
         )
     # Not `jax.make_mesh`, which refuses to split an axis of a TPU's torus between two of the mesh.
     placed_devices = create_device_mesh(shape, found, allow_split_physical_axes=True)

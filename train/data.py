@@ -191,8 +191,8 @@ def batches(sources: Rows | Sequence[tuple[Rows, float]], batch_size: int, seed:
     Every source is reshuffled at each pass over it. The rows of a batch have one length; where there are several, a
     length's turn comes in proportion to its rows. Shares are those of whole numbers near to the weights, off by less
     than a hundredth of themselves. Every process of several has the whole batch, of which the step takes its devices'
-    rows: tens of milliseconds for four million tokens. Raises UserError for a source without rows, and a weight that is not
-    positive.
+    rows: tens of milliseconds for four million tokens. Raises UserError for a source without rows, and a weight that
+    is not positive.
     """
     mixed = [(sources, 1.0)] if isinstance(sources, Rows) else list(sources)
     by_length: dict[int, list[_Part]] = {}

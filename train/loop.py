@@ -5,6 +5,7 @@ Killed at any instant, it goes on where it was, and ends in the same bits.
 
 import contextlib
 import hashlib
+import itertools
 import math
 import os
 import signal
@@ -33,6 +34,7 @@ from limbeck.train.step import State, init_state, make_step
 from limbeck.train.watch import Meter, Watch, compilation
 
 STOPPED = 128 + signal.SIGTERM  # the exit status of a run that was told to stop, and has saved
+_ASKED = itertools.count()  # how often this process has asked whether to stop: in all of several as often
 _PROFILED = 3  # steps in a profile, after as many that compile and warm up
 
 
@@ -151,6 +153,7 @@ def fit(
                 notes["curve"].append((step + 1, values["loss"]))
                 log({"stage": name, "step": step + 1, **values})
             if saves and save is not None:
+                give(math.inf)
                 save(step + 1, _tree(state, best), {**notes, "seconds": before + time.perf_counter() - start})
             advance(note=line)
             if stop:
@@ -158,7 +161,8 @@ def fit(
                 print(f"{name}: told to stop (SIGTERM) at step {step + 1}{kept}", file=sys.stderr)
                 raise SystemExit(STOPPED)
         jax.block_until_ready(state.trainable)
-    last_or_best = {path: jnp.asarray(leaf) for path, leaf in best.items()} if best else None
+    # Where the last ones lie: else every device of a mesh would hold the whole.
+    last_or_best = {path: jax.device_put(leaf, state.trainable[path].sharding) for path, leaf in best.items()}
     return Fitted(
         last_or_best or average_of(state.opt) or state.trainable,
         frozen,
@@ -287,7 +291,8 @@ def _sigterm_waits() -> Iterator[Callable[[int], bool]]:
     if jax.process_count() > 1:
         from jax.experimental.multihost_utils import reached_preemption_sync_point
 
-        yield reached_preemption_sync_point
+        # Not the training's own step, which begins anew in the next one of a run: the agreed step must be yet to come.
+        yield lambda step: reached_preemption_sync_point(next(_ASKED))
         return
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield lambda step: False

@@ -16,6 +16,7 @@ import numpy as np
 
 from limbeck.model.chosen import layout, piece
 from limbeck.model.errors import UserError, one_of
+from limbeck.model.hosts import on_host
 from limbeck.model.params import Params, block_path, cut, first_match, layer_names, merge
 from limbeck.model.progress import progress
 from limbeck.train.loss import Batch, LossFn
@@ -190,7 +191,7 @@ def _without(params: Mapping[str, jax.Array], own: Mapping[str, jax.Array]) -> P
 
 def _each_layer(path: str, scores: jax.Array, k: int) -> np.ndarray:
     """The indices of each layer's k highest scores; raises UserError where some are no numbers."""
-    stacked = block_path(path) is not None
+    stacked, scores = block_path(path) is not None, on_host(scores)
     layers = [_highest(path, np.asarray(each, np.float32).reshape(-1), k) for each in (scores if stacked else [scores])]
     return np.stack(layers) if stacked else layers[0]
 

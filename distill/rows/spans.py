@@ -49,19 +49,18 @@ def kept(entry: Path, sheets: Sequence[Sheet], make: Make, batch_size: int, what
     is said on stderr and made again. Raises UserError where the disk does not take them; it is asked for all the room
     before the first span is made.
     """
-    if not from_leader(all(done_B.all() for done_B in _done(entry, sheets)[0])):
+    if not from_leader(leads() and all(done_B.all() for done_B in _done(entry, sheets)[0])):
         alone = locked(entry.with_name(f".{entry.name}.lock"), wait=True) if leads() else contextlib.nullcontext()
         with alone:
-            done, damaged = _done(entry, sheets)  # another process may have made them meanwhile
+            spans, had = [], 0
             if leads():
+                done, damaged = _done(entry, sheets)  # another process may have made them meanwhile
                 _prepare(entry, sheets, damaged)
-            total, had = sum(sheet.rows for sheet in sheets), sum(int(done_B.sum()) for done_B in done)
-            spans = [
-                (number, *gap)
-                for number, sheet in enumerate(sheets)
-                for gap in _gaps(done[number], batch_size * _batches(sheet, batch_size))
-            ]
-            with progress(what, total, "row", done=had) as advance:
+                had = sum(int(done_B.sum()) for done_B in done)
+                for number, sheet in enumerate(sheets):
+                    most = batch_size * _batches(sheet, batch_size)
+                    spans += [(number, *gap) for gap in _gaps(done[number], most)]
+            with progress(what, sum(sheet.rows for sheet in sheets), "row", done=had) as advance:
                 for number, start, stop in from_leader(spans):
                     made = make(number, start, stop, advance)
                     if leads():

@@ -16,6 +16,7 @@ import numpy as np
 from limbeck.distill.students.shape import axes
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
+from limbeck.model.hosts import on_host
 from limbeck.model.layers import Norm
 from limbeck.model.params import Params, join
 from limbeck.model.progress import progress
@@ -56,7 +57,7 @@ def importance(
     with progress("importance", len(batches), "portion") as advance:
         for batch in batches:
             some = _sums(config, dict(params), {name: jnp.asarray(batch[name]) for name in names if name in batch})
-            some = jax.tree.map(lambda x: np.asarray(x, np.float64), some)
+            some = jax.tree.map(lambda x: np.asarray(x, np.float64), on_host(some))
             sums = some if sums is None else jax.tree.map(np.add, sums, some)
             advance(1)
     if sums is None or not sums["tokens"]:

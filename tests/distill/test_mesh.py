@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from limbeck.distill.config import DistilConfig
 from limbeck.distill.features import add_matchers, matching
@@ -25,7 +26,9 @@ V = 96
 TEACHER = ModelConfig(vocab_size=V, width=64, depth=3, num_heads=8, num_kv_heads=4, head_dim=8, mlp_dim=96, max_len=32)
 CONFIG = dataclasses.replace(TEACHER, width=32, depth=2, mlp_dim=64)
 MESHES = (("data=8",), ("data=2", "fsdp=2", "tensor=2"), ("fsdp=2", "tensor=4"))
-FIT = FitConfig(steps=3, batch_size=8, length=16, optim=OptimConfig(weight_decay=0.1), log_every=1)
+# Not AdamW, which makes of a gradient that is all rounding a step as large as any (tests/train/test_mesh.py has it).
+OPTIM = OptimConfig("sgd", learning_rate=0.3, weight_decay=0.1)
+FIT = FitConfig(steps=3, batch_size=8, length=16, optim=OPTIM, log_every=1)
 MATCH = MatchConfig(hidden=0.5)
 WAYS = {
     "live": DistilConfig(hard_weight=0.3),
@@ -94,18 +97,20 @@ def test_a_mesh_distils_what_one_device_does(way, mesh, models, alone):
     assert leaves.keys() == right_leaves.keys()
     assert ("matcher/hidden_0/kernel" in leaves) == (way == "matched")
     for path, leaf in leaves.items():
-        np.testing.assert_allclose(leaf, right_leaves[path], atol=1e-5, err_msg=path)
+        np.testing.assert_allclose(leaf, right_leaves[path], rtol=0, atol=1e-5, err_msg=path)
+    began = jax.device_get(models[0])
+    went = {path: np.abs(leaf - began[path]).max() for path, leaf in leaves.items() if path in began}
+    assert min(went.values()) > 1e-3, went
 
 
 @pytest.mark.parametrize("way", ["live", "int8"])
 @pytest.mark.parametrize("mesh", MESHES[1:], ids=" ".join)
 def test_every_device_has_its_part_of_the_teacher_alone(mesh, way, models):
-    """Bytes, after a step as before it: of each kernel and the embedding a device has one part, and no whole copy."""
+    """Bytes, after steps as before them: of each kernel and the embedding one part; what is small is whole."""
     with over(mesh):
         params, loss_fn = together(models, way)
         parts = spread(("fsdp", "tensor"))
-        settings = dataclasses.replace(FIT, steps=1)
-        after = fit(loss_fn, params, stream(way), settings, selection=STUDENT).frozen
+        after = fit(loss_fn, params, stream(way), FIT, selection=STUDENT).frozen
     assert all(path.startswith("teacher/") for path in after)
     cut = ("embedding", "kernel", "kernel_int8")
     for held in (params, after):
@@ -115,7 +120,7 @@ def test_every_device_has_its_part_of_the_teacher_alone(mesh, way, models):
             if path.endswith(cut):
                 assert {each.data.nbytes for each in leaf.addressable_shards} == {leaf.nbytes // parts}, path
         here = sum(leaf.addressable_shards[0].data.nbytes for leaf in theirs.values())
-        assert here < 1.1 * sum(leaf.nbytes for leaf in theirs.values()) / parts
+        assert here < 1.25 * sum(leaf.nbytes for leaf in theirs.values()) / parts
     for path, leaf in after.items():
         assert leaf.sharding.is_equivalent_to(params[path].sharding, leaf.ndim), path
         np.testing.assert_array_equal(jax.device_get(leaf), jax.device_get(params[path]))
@@ -150,11 +155,12 @@ def test_a_distillation_goes_on_over_another_mesh_from_its_checkpoint(models, al
 
 @pytest.fixture
 def no_cache():
-    """A program that comes out of the cache is not compiled, and warns of nothing."""
-    before = jax.config.jax_enable_compilation_cache
+    """A program that comes out of the cache is not compiled, and warns of nothing; jax asks once, unless reset."""
     jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()
     yield
-    jax.config.update("jax_enable_compilation_cache", before)
+    jax.config.update("jax_enable_compilation_cache", True)
+    reset_cache()
 
 
 @pytest.mark.usefixtures("no_cache")

@@ -64,8 +64,7 @@ def alone(folder) -> Path:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_stop_together_and_go_on(alone):
-    """Told to stop by a signal to one of them; the same command goes on; one process goes on elsewhere from there."""
+def test_two_processes_stop_together_where_one_is_told(alone):
     both = start_all([*words(alone, "both", 4000), *MESH, "--hosts"])
     began = time.monotonic()
     while not (alone / "both" / "checkpoints" / "2").exists():
@@ -157,7 +156,8 @@ with hosts.watched() as give:
 
 def test_a_folder_that_is_not_shared_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(hosts, "leads", lambda: False)
-    monkeypatch.setattr(hosts, "from_leader", lambda value: "a mark")
+    monkeypatch.setattr(hosts, "from_leader", lambda value: ["", "a mark"])
+    monkeypatch.setattr(hosts, "without", lambda holds: [] if holds else [1])
     monkeypatch.setattr(rundir, "_SEEN_WITHIN", 1)
     words_ = "is not the run's folder of process 0: name one on a file system that all"
     with pytest.raises(UserError, match=words_), rundir.shared_run(tmp_path, None, []):
@@ -166,6 +166,18 @@ def test_a_folder_that_is_not_shared_is_told(tmp_path, monkeypatch):
     with rundir.shared_run(tmp_path, None, []) as found:
         print("nothing of this is seen")
         assert found == tmp_path
+
+
+def test_what_keeps_the_leader_from_its_folder_ends_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(hosts, "leads", lambda: False)
+    monkeypatch.setattr(hosts, "from_leader", lambda value: ["the folder is in use", "a mark"])
+    with pytest.raises(UserError, match="the folder is in use"), rundir.shared_run(tmp_path, None, []):
+        pass
+
+
+def test_an_experiment_of_many_parts_runs_in_one_process(tmp_path, capsys):
+    assert main(["run", "quickstart", "--workdir", str(tmp_path / "run"), "--mesh", "data=8", "--hosts"]) == 2
+    assert "a LessonConfig runs in one process: leave --hosts out" in capsys.readouterr().err
 
 
 def test_hosts_need_a_mesh(tmp_path, capsys):

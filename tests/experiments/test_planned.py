@@ -175,6 +175,12 @@ def test_remat_and_accumulation_are_those_of_the_plan(folder):
     assert (planned(config).rows, halved.rows) == (8, 4)
 
 
+def test_what_is_kept_of_the_best_is_counted(folder):
+    best = dataclasses.replace(FIT, keep="best")
+    found = bytes_of(planned(dataclasses.replace(text(folder), fit=best)), make_mesh(SIZES))
+    assert found["best"] == found["parameters"] and bytes_of(planned(text(folder)), make_mesh(SIZES))["best"] == 0
+
+
 def test_an_experiment_of_several_trainings_is_refused():
     with pytest.raises(UserError, match="a plan is of one training, or of a prediction job, and this is a Lesson"):
         planned(load_config("quickstart").config)

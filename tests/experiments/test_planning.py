@@ -11,7 +11,7 @@ from limbeck.distill.students.config import StudentConfig
 from limbeck.experiments.cli import main
 from limbeck.experiments.distillation_config import TeachingConfig, TextDistillationConfig
 from limbeck.experiments.planned import planned
-from limbeck.experiments.planning import candidates, check_rows, estimate, largest, rough, shapes_of, slowest
+from limbeck.experiments.planning import Estimate, candidates, check_rows, estimate, largest, rough, shapes_of, slowest
 from limbeck.experiments.prediction_config import PredictionConfig
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.model.chips import chip_of
@@ -54,6 +54,24 @@ def test_what_is_compiled_first_seems_to_fit_and_to_be_fast():
     assert fitting == sorted(fitting)
     small = candidates(plan_of, 64, chip_of(V5E), ("none", "full"))
     assert small[0][1] == "full" and small[0][0][1] > 1  # 16 GiB hold no whole copy of 8 B parameters
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--tries", "0"], "--tries 0, --length None: each at least 1"),
+        (["--length", "64"], "--remat is of a training, and --length of a prediction job"),
+        (["--no-field", "1"], "unknown field --no_field"),
+    ],
+)
+def test_options_that_make_no_sense_are_told_before_anything_is_compiled(more, words, capsys):
+    assert main(["plan", "shakespeare", "--topology", "v5e:2x4", *more]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_program_that_the_compiler_refused_fits_nowhere():
+    refused = Estimate((1, 4, 1), "full", {}, {}, 10.0, 10.0, None, None, "memory: activations", (), 1.0)
+    assert not refused.fits
 
 
 def test_no_mesh_at_all_is_told():

@@ -6,21 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from limbeck.model.chosen import choose
+from limbeck.model.compiled import captured_warnings
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.params import merge
-from limbeck.model.sharding import over, placed
+from limbeck.model.sharding import over, over_rows, placed
 from limbeck.model.transformer import init
 from limbeck.train.adapters import add_lora
 from limbeck.train.config import FitConfig, OptimConfig
 from limbeck.train.data import Rows, batches
-from limbeck.train.loop import fit
+from limbeck.train.loop import Evaluation, fit
 from limbeck.train.loss import token_loss
 from limbeck.train.optim import make_optimizer
-from limbeck.train.select import Selection, apply_selection
+from limbeck.train.select import Selection, apply_selection, chosen_only
 from limbeck.train.step import init_state, make_step
 
 CONFIG = ModelConfig(
@@ -121,6 +124,18 @@ def test_a_frozen_model_stays_where_it_is_bit_for_bit(params):
     assert merge(found.trainable, found.frozen).keys() == there.keys()
 
 
+def test_the_best_lies_where_the_last_does(params):
+    settings = dataclasses.replace(FIT, keep="best", evaluate_every=1)
+    with over(["fsdp=4", "tensor=2"]):
+        there = placed(CONFIG, params)
+        scores = iter([1.0, 3.0, 2.0])
+        found = fit(
+            token_loss(CONFIG), there, stream(), settings, evaluate=lambda params: Evaluation(next(scores), {})
+        )
+    for path, leaf in found.trainable.items():
+        assert leaf.sharding == there[path].sharding
+
+
 def test_a_stack_that_is_cut_where_training_begins_keeps_its_layout(params):
     with over(["fsdp=2", "tensor=4"]):
         trainable, frozen = apply_selection(WAYS["last block"][0], placed(CONFIG, params))
@@ -164,3 +179,45 @@ def test_random_parameters_are_made_where_they_lie(params):
     for path, leaf in there.items():
         assert leaf.sharding.is_equivalent_to(again[path].sharding, leaf.ndim)
         np.testing.assert_allclose(jax.device_get(leaf), jnp.asarray(params[path]), atol=1e-6)
+
+
+def test_masked_training_over_a_mesh_and_on_over_another(params, tmp_path, monkeypatch):
+    """Chosen entries, inside the blocks and outside: what one device trains, and so after each change of devices."""
+    random = np.random.default_rng(1)
+    chosen = {
+        path: np.sort(random.permuted(np.tile(np.arange(size), (*layers, 1)), axis=-1)[..., :40])
+        for path, layers, size in (
+            ("blocks/attn/q/kernel", (2,), 32 * 64),
+            ("blocks/mlp/down/kernel", (2,), 64 * 32),
+            ("embed/embedding", (), 96 * 32),
+        )
+    }
+    monkeypatch.setitem(WAYS, "masked", (chosen_only(), lambda params: choose(params, chosen)))
+    right = {"masked": fitted(params, "masked")}
+    assert right["masked"][1].keys() == {f"{path}_chosen" for path in chosen}
+    test_a_mesh_trains_what_one_device_does(("data=2", "fsdp=2", "tensor=2"), "masked", params, right)
+    test_a_run_goes_on_over_another_mesh_from_its_checkpoint("masked", params, right, tmp_path)
+
+
+@pytest.fixture
+def no_cache():
+    """A program that comes out of the cache is not compiled, and warns of nothing; jax asks once, unless reset."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    reset_cache()
+
+
+@pytest.mark.usefixtures("no_cache")
+@pytest.mark.parametrize("way", ["full", "lora"])
+@pytest.mark.parametrize("mesh", [mesh for mesh in MESHES if mesh != ("fsdp=8",)], ids=" ".join)
+def test_nothing_is_gathered_whole_to_be_laid_out_anew(mesh, way, params):
+    selection, add = WAYS[way]
+    with over(mesh), captured_warnings() as warned:
+        trainable, frozen = apply_selection(selection, placed(CONFIG, add(params)))
+        optimizer = make_optimizer(FIT.optim, FIT.steps)
+        state = init_state(optimizer, trainable)
+        step = jax.jit(make_step(token_loss(CONFIG), optimizer, like=state))
+        step.lower(state, frozen, over_rows(stream()(0)), jax.random.key(0)).compile()
+    assert not warned
