@@ -163,6 +163,7 @@ def no_cache():
     reset_cache()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_cache")
 @pytest.mark.parametrize("mesh", MESHES, ids=" ".join)
 def test_nothing_is_gathered_whole_to_be_laid_out_anew(mesh, models):

@@ -209,6 +209,7 @@ def no_cache():
     reset_cache()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_cache")
 @pytest.mark.parametrize("way", ["full", "lora"])
 @pytest.mark.parametrize("mesh", [mesh for mesh in MESHES if mesh != ("fsdp=8",)], ids=" ".join)

@@ -15,7 +15,7 @@ from limbeck.model.transformer import shapes
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 
-# An eighth of Llama 3 8B in width, units, heads and vocabulary, and half its depth: 158 million parameters.
+# Of Llama 3 8B's proportions: units of 3.5 widths, an eighth of the vocabulary, half the depth, 149 million parameters.
 SHAPED = ModelConfig(
     vocab_size=16032,
     width=768,
