@@ -41,6 +41,19 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
+@pytest.fixture
+def no_cache() -> Iterator[None]:
+    """A program that comes out of the cache is not compiled, and warns of nothing; JAX asks once, unless reset."""
+    import jax
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    reset_cache()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled_programs() -> Iterator[None]:
     """Lets go of a module's compiled programs: each holds mappings, and a process may have 65,530 of them on Linux."""

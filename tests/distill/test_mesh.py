@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from limbeck.distill.config import DistilConfig
 from limbeck.distill.features import add_matchers, matching
@@ -151,16 +150,6 @@ def test_a_distillation_goes_on_over_another_mesh_from_its_checkpoint(models, al
     assert began == [1, 2, 3]
     for path, leaf in leaves.items():
         np.testing.assert_allclose(leaf, right[path], atol=1e-5, err_msg=path)
-
-
-@pytest.fixture
-def no_cache():
-    """A program that comes out of the cache is not compiled, and warns of nothing; jax asks once, unless reset."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    reset_cache()
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-    reset_cache()
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -197,16 +196,6 @@ def test_masked_training_over_a_mesh_and_on_over_another(params, tmp_path, monke
     assert right["masked"][1].keys() == {f"{path}_chosen" for path in chosen}
     test_a_mesh_trains_what_one_device_does(("data=2", "fsdp=2", "tensor=2"), "masked", params, right)
     test_a_run_goes_on_over_another_mesh_from_its_checkpoint("masked", params, right, tmp_path)
-
-
-@pytest.fixture
-def no_cache():
-    """A program that comes out of the cache is not compiled, and warns of nothing; jax asks once, unless reset."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    reset_cache()
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-    reset_cache()
 
 
 @pytest.mark.slow
