@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.experiments.config import LoadedConfig, apply_point, load_config, override
-from limbeck.experiments.distillation_config import DistillationConfig, TextDistillationConfig
 from limbeck.experiments.prediction_config import PredictionConfig
-from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.rundir import cache_folder, open_run, shared_run
-from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +49,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_on_hosts(loaded: LoadedConfig, config: Any, workdir: Path, args: argparse.Namespace) -> int:
     """Runs an experiment as one of several processes, over the devices of all."""
+    from limbeck.experiments.distillation_config import DistillationConfig, TextDistillationConfig
+    from limbeck.experiments.pretraining_config import PretrainingConfig
+    from limbeck.experiments.tuning_config import TuningConfig
+
     if not args.mesh:
         raise UserError("--hosts: say how their devices hold the model, such as --mesh fsdp=16")
     if isinstance(config, PredictionConfig):

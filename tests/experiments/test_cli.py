@@ -12,7 +12,7 @@ import pytest
 
 from limbeck.experiments.audit_config import AuditConfig
 from limbeck.experiments.cli import build_parser, main
-from limbeck.experiments.config import override
+from limbeck.experiments.config import load_config, override
 from limbeck.experiments.prediction_config import PredictionConfig
 
 EXPERIMENT = """
@@ -82,7 +82,7 @@ print([name for name in ("jax", "numpy", "orbax", "pyarrow", "matplotlib") if na
 
 
 def test_every_example_of_the_help_is_a_command_line_that_parses(capsys) -> None:
-    for command in ("", "run", "predict", "serve", "generate", "evaluate", "audit"):
+    for command in ("", "run", "plan", "predict", "serve", "generate", "evaluate", "audit"):
         with pytest.raises(SystemExit):
             main([*command.split(), "--help"])
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
@@ -92,6 +92,8 @@ def test_every_example_of_the_help_is_a_command_line_that_parses(capsys) -> None
         args, rest = build_parser().parse_known_args(shlex.split(example)[1:])
         if args.command == "predict":
             override(PredictionConfig(), rest if rest[0].startswith("--") else rest[1:])
+        elif args.command == "plan":
+            override(PredictionConfig() if args.config == "my_job.py" else load_config(args.config).config, rest)
         elif args.command == "audit":
             override(AuditConfig(), list(itertools.dropwhile(lambda word: not word.startswith("--"), rest)))
         else:
