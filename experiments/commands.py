@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +131,8 @@ def plan(args: argparse.Namespace) -> int:
     if not best.fits:
         print(f"none fits: more chips, a larger share for tensor, remat full, or a smaller batch ({best.limit})")
         return 1
+    how = f"--mesh {best.mesh}" + (f" --remat {best.remat}" if first.trainable else "")
+    print(f"limbeck {'predict' if writes else 'run'} {shlex.join([args.config, *args.overrides])} {how}")
     return 0
 
 

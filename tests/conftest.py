@@ -1,5 +1,6 @@
 """Set before jax is imported: eight simulated devices, and compiled programs kept from one test run to the next."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -39,6 +40,13 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
     yield disk
     # Lazily: an array that a test has mapped from a file there may still wait to be collected.
     subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@pytest.fixture(scope="session")
+def tpu_compiler() -> None:
+    """Skips where the TPU's compiler is not, which needs no TPU."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu, the TPU's compiler, is for Linux on x86-64 alone")
 
 
 @pytest.fixture

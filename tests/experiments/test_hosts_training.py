@@ -95,24 +95,39 @@ def test_two_processes_give_the_model_of_one(alone):
     assert (alone / "two" / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.slow
-def test_what_two_processes_left_goes_on_in_one(alone):
-    """A checkpoint of two processes, of their shards, restores on one device; and adapters are written by both."""
-    more = ("--tuning", "lora")
-    both = start_all([*words(alone, "lora", 6, *more), *MESH, "--hosts"])
-    said = ended(both, 240)
-    assert [each.returncode for each in both] == [0, 0], said
-    assert (alone / "lora" / "adapter" / "adapter_model.safetensors").exists()
+def spoil_the_last(run: Path) -> None:
+    """Leaves of a finished run what one has that was killed before its end: its checkpoint of step 4 is the newest."""
     for name in ("stages/pretrain.json", "stages/validation.json", "report.json"):
-        (alone / "lora" / name).unlink()
-    for each in (alone / "lora" / "checkpoints" / "6").iterdir():
+        (run / name).unlink()
+    for each in (run / "checkpoints" / "6").iterdir():
         if each.is_file():
-            each.unlink()  # damaged: the one of step 4 is the newest that is whole
-    assert main(words(alone, "lora", 6, *more)) == 0
+            each.unlink()
+
+
+@pytest.mark.slow
+def test_what_two_processes_left_goes_on_in_one_and_the_other_way_round(alone):
+    """Checkpoints, of shards or whole, restore on one device and over two processes; adapters are written by both."""
+    more = ("--tuning", "lora")
+
+    def over_two() -> None:
+        both = start_all([*words(alone, "lora", 6, *more), *MESH, "--hosts"])
+        said = ended(both, 240)
+        assert [each.returncode for each in both] == [0, 0], said
+
+    def same() -> None:
+        for path, leaf in weights(alone, "lora").items():
+            np.testing.assert_allclose(leaf, right[path], atol=1e-4, err_msg=path)
+
     assert main(words(alone, "lora_alone", 6, *more)) == 0
     right = weights(alone, "lora_alone")
-    for path, leaf in weights(alone, "lora").items():
-        np.testing.assert_allclose(leaf, right[path], atol=1e-4, err_msg=path)
+    over_two()
+    assert (alone / "lora" / "adapter" / "adapter_model.safetensors").exists()
+    spoil_the_last(alone / "lora")
+    assert main(words(alone, "lora", 6, *more)) == 0
+    same()
+    spoil_the_last(alone / "lora")
+    over_two()
+    same()
 
 
 @pytest.mark.slow

@@ -21,9 +21,7 @@ from limbeck.model.topology import topology
 from limbeck.train.config import FitConfig, OptimConfig
 
 V5P, V5E, V6E = "TPU v5", "TPU v5 lite", "TPU v6 lite"
-compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU's compiler, is for Linux on x86-64 alone"
-)
+compiler = pytest.mark.usefixtures("tpu_compiler")
 
 
 def text(model="8b", rows=64, length=4096, **more):
@@ -125,6 +123,8 @@ def test_a_search_finds_a_mesh_that_fits_and_says_how_to_run_it(tmp_path, capfd)
     said = capfd.readouterr().out
     assert "v5e:2x2, 4 chips (TPU v5 lite) of 15.8 GiB" in said and "fits" in said and "optimiser" in said
     first, second = json.loads((tmp_path / "plan.json").read_text())
+    settings = "--fit.optim.name adamw --fit.length 128"
+    assert f"limbeck run shakespeare {settings} --mesh {first['mesh']} --remat {first['remat']}\n" in said
     assert first["fits"] and 0 < first["cost"]["seconds"] <= second["cost"]["seconds"]
     assert 0 < first["mfu"] < 1 and not first["warnings"] and not first["cost"]["unknown_loops"]
 

@@ -1,310 +1,17 @@
 """Costs read from compiled programs are those worked out by hand, and those that XLA's own analysis has."""
 
-import importlib.util
 import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
+from hlo_texts import CHIP, TWICE, WORK, entry
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from limbeck.model.chips import CHIPS, Chip
-from limbeck.model.collectives import Collective, link_seconds
+from limbeck.model.chips import CHIPS
 from limbeck.model.compiled import captured_warnings, cost, involuntary, memory, used_of_limit
-
-# A second of compute is 1000 cycles, a byte on the links a second, a FLOP or a byte of HBM next to nothing.
-CHIP = Chip("test", 1e12, 1e9, 1e12, 1.0, 1000.0, axes=1)
-HEAD = "HloModule jit_f, is_scheduled=true, num_partitions=8\n"
-
-
-def cycles(n):
-    return f'backend_config={{"window_config":{{"estimated_cycles":"{n}"}}}}'
-
-
-def loop(limit, body="", condition="", start=0, step=1, direction="LT", times="seven"):
-    """A loop in the TPU's spelling, which says no count; `body` is inside, `condition` takes the comparison's place."""
-    return f"""{HEAD}
-%double (p: f32[8]) -> f32[8] {{
-  %p = f32[8]{{0:T(128)}} parameter(0)
-  ROOT %d = f32[8]{{0:T(128)}} add(%p, %p)
-}}
-
-%body (t: (s32[], f32[8], s32[])) -> (s32[], f32[8], s32[]) {{
-  %t = (s32[]{{:T(128)}}, f32[8]{{0:T(128)}}, s32[]{{:T(128)}}) parameter(0)
-  %one = s32[]{{:T(128)}} constant({step})
-  %i = s32[]{{:T(128)}} get-tuple-element(%t), index=0
-  %x = f32[8]{{0:T(128)}} get-tuple-element(%t), index=1
-  %n = s32[]{{:T(128)}} get-tuple-element(%t), index=2
-  %next = s32[]{{:T(128)}} add(%i, %one)
-  %y = f32[8]{{0:T(128)}} fusion(%x), kind=kLoop, calls=%double, {cycles(500)}
-{body}
-  ROOT %out = (s32[]{{:T(128)}}, f32[8]{{0:T(128)}}, s32[]{{:T(128)}}) tuple(%next, %y, %n)
-}}
-
-%compares (a: s32[], b: s32[]) -> pred[] {{
-  %a = s32[]{{:T(128)}} parameter(0)
-  %b = s32[]{{:T(128)}} parameter(1)
-  ROOT %lt.1 = pred[]{{:T(512)}} compare(%a, %b), direction={direction}
-}}
-
-%until (t.1: (s32[], f32[8], s32[])) -> pred[] {{
-  %limit = s32[]{{:T(128)}} constant({limit})
-  %t.1 = (s32[]{{:T(128)}}, f32[8]{{0:T(128)}}, s32[]{{:T(128)}}) parameter(0)
-  %i.1 = s32[]{{:T(128)}} get-tuple-element(%t.1), index=0
-  %n.1 = s32[]{{:T(128)}} get-tuple-element(%t.1), index=2
-  {condition or f"ROOT %lt = pred[] compare(%i.1, %limit), direction={direction}"}
-}}
-
-ENTRY %main (x.1: f32[8], k: s32[]) -> f32[8] {{
-  %x.1 = f32[8]{{0:T(128)}} parameter(0)
-  %k = s32[]{{:T(128)}} parameter(1)
-  %zero = s32[]{{:T(128)}} constant({start})
-  %seven = s32[]{{:T(128)}} constant(7)
-  %begin = s32[]{{:T(128)}} copy(%zero)
-  %all = (s32[]{{:T(128)}}, f32[8]{{0:T(128)}}, s32[]{{:T(128)}}) tuple(%begin, %x.1, %{times})
-  %w = (s32[]{{:T(128)}}, f32[8]{{0:T(128)}}, s32[]{{:T(128)}}) while(%all), condition=%until, body=%body
-  ROOT %r = f32[8]{{0:T(128)}} get-tuple-element(%w), index=1
-}}
-"""
-
-
-@pytest.mark.parametrize(
-    ("asked", "trips"),
-    [
-        ({"limit": 5}, 5),
-        ({"limit": 5, "direction": "LE"}, 6),
-        ({"limit": 5, "start": 2, "step": 2}, 2),
-        ({"limit": 0, "start": 5, "step": -2, "direction": "GT"}, 3),
-        ({"limit": 6, "direction": "NE"}, 6),
-        ({"limit": 0, "start": 3, "direction": "LT"}, 0),
-        ({"limit": 5, "condition": "ROOT %f = pred[] fusion(%i.1, %limit), kind=kLoop, calls=%compares"}, 5),
-        ({"limit": 5, "condition": "ROOT %lt = pred[] compare(%limit, %i.1), direction=GT"}, 5),
-        # What the loop carries along unchanged is as good as a constant.
-        ({"limit": 5, "condition": "ROOT %lt = pred[] compare(%i.1, %n.1), direction=LT"}, 7),
-    ],
-)
-def test_a_loop_that_does_not_say_how_often_is_counted_by_its_condition(asked, trips):
-    found = cost(loop(**asked), CHIP)
-    assert found.compute_seconds == pytest.approx(0.5 * trips)
-    assert found.unknown_loops == ()
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"limit": 5, "condition": "ROOT %lt = pred[] compare(%i.1, %n.1), direction=LT", "times": "k"},
-        {"limit": 5, "condition": "%c = pred[] compare(%i.1, %limit), direction=LT\n  ROOT %q = pred[] and(%c, %c)"},
-        {"limit": 5, "step": 0},
-        {"limit": 5, "step": -1},
-        {"limit": 5, "direction": "EQ"},
-    ],
-)
-def test_a_loop_nobody_knows_the_count_of_is_counted_once_and_named(asked):
-    found = cost(loop(**asked), CHIP)
-    assert found.unknown_loops == ("body",)
-    assert found.compute_seconds == pytest.approx(0.5)
-
-
-def entry(lines, before=""):
-    start = "ENTRY %main (p: f32[8,16]) -> f32[8,16] {\n  %p = f32[8,16]{1,0} parameter(0)"
-    return f"{HEAD}\n{before}\n{start}\n{lines}\n}}\n"
-
-
-SUM = "%sum (a: f32[], b: f32[]) -> f32[] {\n  %a = f32[] parameter(0)\n  ROOT %s = f32[] add(%a, %a)\n}\n"
-
-
-@pytest.mark.parametrize(
-    ("groups", "size"),
-    [
-        ("replica_groups={{0,1},{2,3},{4,5},{6,7}}", 2),
-        ("replica_groups=[2,4]<=[8]", 4),
-        ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
-        ("replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=4] {'axis_2'}", 4),
-        ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", 8),
-        ("replica_groups=mesh['a'=2,'b'=4], device_ids=([2,4]T(1,0)) {'a'}", 2),
-        ("replica_groups=mesh['a'=8] {'a':(2)4}", 4),
-        ("replica_groups={}", 8),
-    ],
-)
-def test_groups_are_read_in_every_spelling(groups, size):
-    line = f"  ROOT %g = f32[64,16]{{1,0}} all-gather(%p), channel_id=1, {groups}, dimensions={{0}}"
-    (found,) = cost(entry(line)).collectives
-    assert (found.kind, found.group_size, found.bytes) == ("all-gather", size, 8 * 16 * 4 * size)
-
-
-def test_bytes_of_each_kind():
-    lines = """  %r = f32[8,16]{1,0} all-reduce(%p), replica_groups=[1,8]<=[8], to_apply=%sum
-  %s = f32[1,16]{1,0} reduce-scatter(%r), replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%sum
-  %t = f32[8,16]{1,0} all-to-all(%r), replica_groups=[1,8]<=[8], metadata={op_name="jit(f)/swap"}
-  ROOT %u = f32[8,16]{1,0} collective-permute(%t), source_target_pairs={{0,1},{1,2},{2,0}}"""
-    found = cost(entry(lines, SUM)).collectives
-    assert [(each.kind, each.bytes, each.group_size) for each in found] == [
-        ("all-reduce", 512, 8),
-        ("reduce-scatter", 512, 8),
-        ("all-to-all", 512, 8),
-        ("collective-permute", 512, 3),
-    ]
-    assert found[2].where == "jit(f)/swap"
-    assert found[0].where == "main"
-
-
-@pytest.mark.parametrize(("value", "kind"), [("0", "all-gather"), ("1", "all-reduce")])
-def test_the_sum_of_slices_in_zeros_is_a_gather_and_costs_what_it_is_run_as(value, kind):
-    lines = f"""  %c = f32[] constant({value})
-  %z = f32[64,16]{{1,0}} broadcast(%c), dimensions={{}}
-  %i = s32[] constant(8)
-  %d = f32[64,16]{{1,0}} dynamic-update-slice(%z, %p, %i, %i)
-  %e = (f32[64,16]{{1,0:S(1)}}, f32[64,16]{{1,0}}, u32[]{{:S(2)}}) copy-start(%d)
-  %f = f32[64,16]{{1,0:S(1)}} copy-done(%e)
-  ROOT %r = f32[64,16]{{1,0}} all-reduce(%f), replica_groups=[1,8]<=[8], to_apply=%sum"""
-    found = cost(entry(lines, SUM), CHIP)
-    assert [(each.kind, each.run_as, each.bytes) for each in found.collectives] == [(kind, "all-reduce", 4096)]
-    assert found.waiting_seconds == {kind: pytest.approx(2 * 4096 * 7 / 8)}
-
-
-def test_a_gather_by_a_sum_inside_a_fusion_is_told_too():
-    inner = """%place (z: f32[64,16], p: f32[8,16], i: s32[]) -> f32[64,16] {
-  %z = f32[64,16]{1,0} parameter(0)
-  %p.1 = f32[8,16]{1,0} parameter(1)
-  %i = s32[] parameter(2)
-  ROOT %d = f32[64,16]{1,0} dynamic-update-slice(%z, %p.1, %i, %i)
-}
-"""
-    lines = """  %c = f32[] constant(0)
-  %z.1 = f32[64,16]{1,0} broadcast(%c), dimensions={}
-  %i.1 = s32[] constant(8)
-  %d.1 = f32[64,16]{1,0} fusion(%z.1, %p, %i.1), kind=kLoop, calls=%place
-  ROOT %r = f32[64,16]{1,0} all-reduce(%d.1), replica_groups=GROUPS, to_apply=%sum"""
-    assert cost(entry(lines.replace("GROUPS", "[1,8]<=[8]"), SUM + inner)).collectives[0].kind == "all-gather"
-    # A slice that is not a group's share is something else.
-    assert cost(entry(lines.replace("GROUPS", "[2,4]<=[8]"), SUM + inner)).collectives[0].kind == "all-reduce"
-
-
-def test_a_sum_and_its_slice_in_one_fusion_scatter():
-    inner = """%scatters (p: f32[8,16], i: s32[]) -> f32[1,16] {
-  %p.1 = f32[8,16]{1,0} parameter(0)
-  %i = s32[] parameter(1)
-  %r = f32[8,16]{1,0} all-reduce(%p.1), replica_groups=[1,8]<=[8], to_apply=%sum
-  ROOT %d = f32[1,16]{1,0} dynamic-slice(%r, %i, %i), dynamic_slice_sizes={1,16}
-}
-"""
-    lines = "  %i.1 = s32[] constant(1)\n  ROOT %f = f32[1,16]{1,0} fusion(%p, %i.1), kind=kCustom, calls=%scatters"
-    found = cost(entry(lines, SUM + inner), CHIP)
-    assert [(each.kind, each.bytes, each.count) for each in found.collectives] == [("reduce-scatter", 512, 1)]
-    assert found.waiting_seconds == {"reduce-scatter": pytest.approx(512 * 7 / 8)}
-
-
-TWICE = """%double (q: f32[8,16]) -> f32[8,16] {
-  %q = f32[8,16]{1,0} parameter(0)
-  ROOT %d = f32[8,16]{1,0} add(%q, %q)
-}
-"""
-START = (
-    "  %s = (f32[8,16]{1,0}, f32[8,16]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%p), "
-    "source_target_pairs={{0,1},{1,0}}\n"
-)
-DONE = "  %e = f32[8,16]{1,0} collective-permute-done(%s)\n"
-WORK = f"  %w = f32[8,16]{{1,0}} fusion(%p), kind=kLoop, calls=%double, {cycles(300_000)}\n"
-
-
-def test_what_is_computed_between_start_and_end_hides_a_collective():
-    # 512 bytes over one of the two links of the one axis, each of half a byte a second: 1024 seconds.
-    beside = cost(entry(START + WORK + DONE.replace("%e", "ROOT %e"), TWICE), CHIP)
-    assert beside.overlapped_seconds == {"collective-permute": pytest.approx(1024)}
-    assert beside.waiting_seconds == {}
-    assert beside.seconds == pytest.approx(1024)
-    after = cost(entry(START + DONE + WORK.replace("%w", "ROOT %w"), TWICE), CHIP)
-    assert after.overlapped_seconds == {}
-    assert after.waiting_seconds == {"collective-permute": pytest.approx(1024)}
-    assert after.seconds == pytest.approx(300 + 1024)
-
-
-CHAIN = """, channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}, frontend_attributes={chain_id="0"}, \
-backend_config={"async_collective_fusion_config":{"flag_start":"2"}}"""
-GATHER = f"  %g = f32[64,16]{{1,0}} all-gather(%q){CHAIN}\n"
-ASYNC = f"""%starts (q: f32[8,16]) -> (f32[8,16], f32[64,16]) {{
-  %q = f32[8,16]{{1,0}} parameter(0)
-{GATHER}  ROOT %c = (f32[8,16]{{1,0}}, f32[64,16]{{1,0}}) custom-call(%g), custom_call_target="AsyncCollectiveStart"
-}}
-
-%async_collective_fusion.1 (q: f32[8,16]) -> (f32[8,16], f32[64,16], f32[8,16]) {{
-  %q = f32[8,16]{{1,0}} parameter(0)
-  %d = f32[8,16]{{1,0}} add(%q, %q)
-{GATHER}  ROOT %t = (f32[8,16]{{1,0}}, f32[64,16]{{1,0}}, f32[8,16]{{1,0}}) tuple(%q, %g, %d)
-}}
-
-%ends (q: f32[8,16]) -> f32[64,16] {{
-  %q = f32[8,16]{{1,0}} parameter(0)
-{GATHER}  ROOT %c = f32[64,16]{{1,0}} custom-call(%g), custom_call_target="AsyncCollectiveDone"
-}}
-"""
-STARTS = "  %a = (f32[8,16]{1,0}, f32[64,16]{1,0}) fusion(%p), kind=kCustom, calls=%starts\n"
-STEP = (
-    "  %b = (f32[8,16]{1,0}, f32[64,16]{1,0}, f32[8,16]{1,0}) fusion(%p), kind=kOutput, "
-    f"calls=%async_collective_fusion.1, {cycles(100_000)}\n"
-)
-ENDS = "  ROOT %h = f32[64,16]{1,0} fusion(%p), kind=kCustom, calls=%ends\n"
-
-
-def test_a_chain_of_fusions_that_carries_a_collective_along_is_one_collective():
-    found = cost(entry(STARTS + STEP + STEP.replace("%b", "%k") + ENDS, ASYNC), CHIP)
-    (one,) = found.collectives
-    assert (one.kind, one.bytes, one.count, one.overlapped, one.hidden) == ("all-gather", 4096, 1, True, 200_000)
-    assert found.seconds == pytest.approx(4096 * 7 / 8)
-    # Read and written once, as far as memory goes, whoever names it; each step doubles 512 bytes besides.
-    assert found.hbm_bytes == (512 + 4096) + 2 * (512 + 512)
-    (alone,) = cost(entry(STARTS + ENDS, ASYNC), CHIP).collectives
-    assert (alone.overlapped, alone.hidden) == (False, 0)
-
-
-def test_chains_of_fusions_do_not_end_each_other():
-    others = ASYNC.replace("%starts", "%starts2").replace("%ends", "%ends2").replace("fusion.1 ", "fusion.2 ")
-    others = others.replace('chain_id="0"', 'chain_id="1"')
-    start = STARTS.replace("%a ", "%a2 ").replace("%starts", "%starts2")
-    end = ENDS.replace("ROOT %h", "%h2").replace("%ends", "%ends2")
-    first, second = cost(entry(STARTS + start + end + STEP + ENDS, ASYNC + others), CHIP).collectives
-    assert (first.overlapped, first.hidden) == (True, 100_000)
-    assert (second.overlapped, second.hidden) == (False, 0)
-    idle = STARTS + start + ENDS.replace("ROOT ", "") + end.replace("%h2", "ROOT %h2")
-    one, two = cost(entry(idle, ASYNC + others)).collectives
-    assert not one.overlapped
-    assert not two.overlapped
-
-
-def test_the_links_are_shared_by_what_hides_behind_the_same_work():
-    # Each of the two takes 1024 seconds and is hidden by 1500 of work, but both together take 2048.
-    work = WORK.replace("300000", "1500000")
-    other = (START + DONE).replace("%s", "%s2").replace("%e", "ROOT %e2").splitlines(keepends=True)
-    found = cost(entry(START + other[0] + work + DONE + other[1], TWICE), CHIP)
-    assert found.compute_seconds == pytest.approx(1500)
-    assert found.seconds == pytest.approx(2048)
-
-
-def test_a_collective_in_a_loop_counts_as_often_as_it_runs():
-    line = "  %r = f32[8]{0:T(128)} all-reduce(%y), replica_groups=[1,8]<=[8], to_apply=%double"
-    (found,) = cost(loop(5, line)).collectives
-    assert (found.count, found.bytes) == (5, 32)
-
-
-@pytest.mark.parametrize(
-    ("kind", "run_as", "g", "seconds"),
-    [
-        ("all-gather", "all-gather", 64, 63 / 64 / 6),
-        ("reduce-scatter", "reduce-scatter", 64, 63 / 64 / 6),
-        ("all-reduce", "all-reduce", 64, 2 * 63 / 64 / 6),
-        ("all-gather", "all-reduce", 64, 2 * 63 / 64 / 6),
-        # 4 of 4 x 4 x 4 lie along one axis and have two links of six, 16 along two.
-        ("all-gather", "all-gather", 4, 3 / 4 / 2),
-        ("all-reduce", "all-reduce", 16, 2 * 15 / 16 / 4),
-        ("collective-permute", "collective-permute", 64, 1),
-        ("all-reduce", "all-reduce", 1, 0),
-    ],
-)
-def test_the_ring_formula(kind, run_as, g, seconds):
-    chip = Chip("torus", 1.0, 1.0, 1.0, 6.0, 1.0, axes=3)
-    assert link_seconds(Collective(kind, 1.0, 1, g, False, "", run_as, 0.0), chip, 64) == pytest.approx(seconds)
+from limbeck.model.sharding import make_mesh
+from limbeck.model.topology import topology
 
 
 def test_bytes_of_memory_are_those_of_slices_and_not_of_memory_on_the_chip():
@@ -519,35 +226,18 @@ def test_an_exception_leaves_stderr_as_it_was(capfd):
     assert capfd.readouterr().err == "said\nstill\n"
 
 
-FOR_TPU = """
-import sys
-import jax, jax.numpy as jnp, numpy as np
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-whole = NamedSharding(Mesh(np.array(devices), ("x",)), PartitionSpec())
-x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=whole)
-ten = lambda a, b: jax.lax.scan(lambda a, _: (a @ b, None), a, None, length=10)[0]
-for function, path in zip((jnp.matmul, ten), sys.argv[1:]):
-    open(path, "w").write(jax.jit(function, out_shardings=whole).lower(x, x).compile().as_text())
-"""
-
-
 @pytest.mark.slow
-def test_a_product_compiled_for_a_tpu_takes_about_what_the_chip_can_do(tmp_path):
-    if not importlib.util.find_spec("libtpu"):
-        pytest.skip("libtpu, the compiler for TPUs, is not installed")
-    settings = {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
-    paths = [tmp_path / "one.txt", tmp_path / "ten.txt"]
-    subprocess.run([sys.executable, "-c", FOR_TPU, *paths], check=True, env=os.environ | settings, timeout=300)
+@pytest.mark.usefixtures("tpu_compiler")
+def test_a_product_compiled_for_a_tpu_takes_about_what_the_chip_can_do():
+    whole = NamedSharding(make_mesh(["data=8"], topology("v5e:2x4")), PartitionSpec())
+    x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=whole)
     chip = CHIPS["TPU v5 lite"]
-    one, ten = (cost(path.read_text(), chip) for path in paths)
+
+    def ten_products(a, b):
+        return jax.lax.scan(lambda a, _: (a @ b, None), a, None, length=10)[0]
+
+    programs = (jax.jit(function, out_shardings=whole) for function in (jnp.matmul, ten_products))
+    one, ten = (cost(text_of(program.lower(x, x).compile()), chip) for program in programs)
     assert one.flops == 2 * 4096**3
     assert one.seconds == pytest.approx(one.flops / chip.flops_per_second, rel=0.5)
     assert one.seconds is not None

@@ -1,24 +1,21 @@
 """The TPU's attention kernel, interpreted, computes what `attend_causally` does; programs for TPUs have it in them."""
 
 import dataclasses
-import importlib.util
-import json
-import os
 import re
-import subprocess
-import sys
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from limbeck.model import attention
 from limbeck.model.attention import attend_causally, visible
 from limbeck.model.config import ModelConfig
-from limbeck.model.sharding import over
+from limbeck.model.sharding import ROWS, make_mesh, over, spec
 from limbeck.model.splash import fits, splash
+from limbeck.model.topology import topology
 from limbeck.model.transformer import hidden, init, shapes
 
 T, N, K, H = 300, 4, 2, 16  # 300 is no multiple of a block, so rows are filled up
@@ -220,46 +217,27 @@ def test_a_cpu_never_goes_there(monkeypatch):
     jax.eval_shape(partial(model_gradient, SMALL), params, jnp.zeros((1, 128), jnp.int32))
 
 
-COMPILE = """
-import json, re
-import jax, jax.numpy as jnp
-from jax.experimental import topologies
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from limbeck.model.config import ModelConfig
-from limbeck.model.sharding import AXES, ROWS, spec
-from limbeck.model.transformer import hidden, shapes
-
-devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-mesh = jax.make_mesh((2, 2, 2), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
-config = ModelConfig(
-    vocab_size=384, width=256, depth=2, num_heads=4, num_kv_heads=2, head_dim=128, mlp_dim=640, max_len=512,
-    dtype="bfloat16", remat="dots",
-)
-def placed(path, leaf):
-    sharding = NamedSharding(mesh, spec(path, leaf.shape, mesh, config))
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-params = {path: placed(path, leaf) for path, leaf in shapes(config).items()}
-tokens_BT = jax.ShapeDtypeStruct((8, 512), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(ROWS)))
-
-def objective(params, tokens_BT, segments_BT):
-    return jnp.square(hidden(config, params, tokens_BT, segments_BT=segments_BT)[0].astype(jnp.float32)).sum()
-
-with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    text = jax.jit(jax.grad(objective)).lower(params, tokens_BT, tokens_BT).compile().as_text()
-kernels = re.findall(r"%(splash_\\w+?)_segmented\\S* = .*tpu_custom_call", text)
-shapes = re.findall(r"\\w+\\[[\\d,]*\\b512,512\\]", text)
-print(json.dumps({"kernels": kernels, "scores": shapes}))
-"""
-
-
 @pytest.mark.slow
+@pytest.mark.usefixtures("tpu_compiler")
 def test_the_tpu_compiler_takes_it():
     """For eight chips: one kernel forward, one backward, and nowhere the scores of a row."""
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu, which compiles for TPUs, is not installed")
-    chips = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
-    env = {**os.environ, **chips, "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == {"kernels": ["splash_mha_fwd", "splash_mha_dkv"], "scores": []}
+    mesh = make_mesh(["data=2", "fsdp=2", "tensor=2"], topology("v5e:2x4"))
+    config = ModelConfig(
+        vocab_size=384, width=256, depth=2, num_heads=4, num_kv_heads=2, head_dim=128, mlp_dim=640, max_len=512,
+        dtype="bfloat16", remat="dots",
+    )  # fmt: skip
+
+    def lying(path, leaf):
+        where = NamedSharding(mesh, spec(path, leaf.shape, mesh, config))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    def objective(params, tokens_BT, segments_BT):
+        return jnp.square(hidden(config, params, tokens_BT, segments_BT=segments_BT)[0].astype(jnp.float32)).sum()
+
+    params = {path: lying(path, leaf) for path, leaf in shapes(config).items()}
+    tokens_BT = jax.ShapeDtypeStruct((8, 512), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(ROWS)))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        text = jax.jit(jax.grad(objective)).lower(params, tokens_BT, tokens_BT).compile().as_text() or ""
+    kernels = re.findall(r"%(splash_\w+?)_segmented\S* = .*tpu_custom_call", text)
+    assert kernels == ["splash_mha_fwd", "splash_mha_dkv"]
+    assert not re.findall(r"\w+\[[\d,]*\b512,512\]", text)

@@ -30,10 +30,19 @@ CONFIG = ModelConfig(
 )
 MESHES = (("data=8",), ("fsdp=8",), ("data=2", "fsdp=2", "tensor=2"), ("fsdp=2", "tensor=4"))
 FIT = FitConfig(steps=3, batch_size=8, length=16, optim=OptimConfig(weight_decay=0.1), log_every=1)
+CHOSEN = {  # entries inside the blocks, of leaves that are cut either way, and outside
+    path: np.sort(np.random.default_rng(1).permuted(np.tile(np.arange(size), (*layers, 1)), axis=-1)[..., :40])
+    for path, layers, size in (
+        ("blocks/attn/q/kernel", (2,), 32 * 64),
+        ("blocks/mlp/down/kernel", (2,), 64 * 32),
+        ("embed/embedding", (), 96 * 32),
+    )
+}
 WAYS = {
     "full": (Selection(), lambda params: params),
     "lora": (Selection((r".*/lora_[ab]",)), lambda params: add_lora(params, jax.random.key(1), rank=4)),
     "last block": (Selection((r"blocks/1/.*", "norm/.*")), lambda params: params),
+    "masked": (chosen_only(), lambda params: choose(params, CHOSEN)),
 }
 
 
@@ -178,24 +187,6 @@ def test_random_parameters_are_made_where_they_lie(params):
     for path, leaf in there.items():
         assert leaf.sharding.is_equivalent_to(again[path].sharding, leaf.ndim)
         np.testing.assert_allclose(jax.device_get(leaf), jnp.asarray(params[path]), atol=1e-6)
-
-
-def test_masked_training_over_a_mesh_and_on_over_another(params, tmp_path, monkeypatch):
-    """Chosen entries, inside the blocks and outside: what one device trains, and so after each change of devices."""
-    random = np.random.default_rng(1)
-    chosen = {
-        path: np.sort(random.permuted(np.tile(np.arange(size), (*layers, 1)), axis=-1)[..., :40])
-        for path, layers, size in (
-            ("blocks/attn/q/kernel", (2,), 32 * 64),
-            ("blocks/mlp/down/kernel", (2,), 64 * 32),
-            ("embed/embedding", (), 96 * 32),
-        )
-    }
-    monkeypatch.setitem(WAYS, "masked", (chosen_only(), lambda params: choose(params, chosen)))
-    right = {"masked": fitted(params, "masked")}
-    assert right["masked"][1].keys() == {f"{path}_chosen" for path in chosen}
-    test_a_mesh_trains_what_one_device_does(("data=2", "fsdp=2", "tensor=2"), "masked", params, right)
-    test_a_run_goes_on_over_another_mesh_from_its_checkpoint("masked", params, right, tmp_path)
 
 
 @pytest.mark.slow
