@@ -13,6 +13,9 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
 from limbeck.model.chips import Chip
 from limbeck.model.collectives import Collective, collectives_of, link_seconds, named
 from limbeck.model.hlo import executions, parse
@@ -120,16 +123,34 @@ def involuntary(stderr_text: str) -> list[str]:
 
 
 @contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Programs inside are compiled, whatever JAX's persistent cache holds, and are not put there.
+
+    One for devices that are not there can be written to the cache and not read again, which JAX says in a warning; one
+    that is read is not compiled, and so XLA warns of nothing.
+    """
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()  # JAX asks whether there is a cache once, and remembers
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        reset_cache()
+
+
+@contextlib.contextmanager
 def captured_warnings() -> Iterator[list[str]]:
     """A list that holds `involuntary` of what is inside, once it ends; all else goes on to stderr, then.
 
+    What is inside is compiled `uncached`.
     XLA writes to the file descriptor and not to `sys.stderr`, so that is what is turned aside, into a file: a pipe
     would be full before Python may read it, and is as lost as a file if XLA aborts.
     """
     found: list[str] = []
     sys.stderr.flush()
     kept = os.dup(2)
-    with tempfile.TemporaryFile() as aside:
+    with uncached(), tempfile.TemporaryFile() as aside:
         os.dup2(aside.fileno(), 2)
         try:
             yield found

@@ -49,19 +49,6 @@ def tpu_compiler() -> None:
         pytest.skip("libtpu, the TPU's compiler, is for Linux on x86-64 alone")
 
 
-@pytest.fixture
-def no_cache() -> Iterator[None]:
-    """A program that comes out of the cache is not compiled, and warns of nothing; JAX asks once, unless reset."""
-    import jax
-    from jax.experimental.compilation_cache.compilation_cache import reset_cache
-
-    jax.config.update("jax_enable_compilation_cache", False)
-    reset_cache()
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-    reset_cache()
-
-
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled_programs() -> Iterator[None]:
     """Lets go of a module's compiled programs: each holds mappings, and a process may have 65,530 of them on Linux."""

@@ -153,7 +153,6 @@ def test_a_distillation_goes_on_over_another_mesh_from_its_checkpoint(models, al
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_cache")
 @pytest.mark.parametrize("mesh", MESHES, ids=" ".join)
 def test_nothing_is_gathered_whole_to_be_laid_out_anew(mesh, models):
     with over(mesh), captured_warnings() as warned:

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from hlo_texts import CHIP, TWICE, WORK, entry
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from limbeck.model.chips import CHIPS
-from limbeck.model.compiled import captured_warnings, cost, involuntary, memory, used_of_limit
+from limbeck.model.compiled import captured_warnings, cost, involuntary, memory, uncached, used_of_limit
 from limbeck.model.sharding import make_mesh
 from limbeck.model.topology import topology
 
@@ -226,6 +227,36 @@ def test_an_exception_leaves_stderr_as_it_was(capfd):
     assert capfd.readouterr().err == "said\nstill\n"
 
 
+@pytest.fixture
+def cache(tmp_path):
+    """The folder of a compilation cache that nothing else uses."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    reset_cache()
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", before)
+    reset_cache()
+
+
+def test_what_is_uncached_is_neither_kept_nor_read_and_the_cache_works_again_after_it(cache):
+    def files():
+        return {path.name for path in cache.iterdir() if path.name.endswith("-cache")}
+
+    compiled(lambda x: x * 2, 2.0)
+    [before] = files()
+    with uncached():
+        compiled(lambda x: x * 3 + 1, 2.0)
+    assert files() == {before}
+    with pytest.raises(ValueError, match="inside"), uncached():
+        raise ValueError("inside")
+    compiled(lambda x: x * 3 + 1, 2.0)
+    assert len(files()) == 2
+    for path in cache.iterdir():
+        path.write_bytes(b"not a program")  # whoever read it would warn, which fails a test
+    with captured_warnings():
+        compiled(lambda x: x * 3 + 1, 2.0)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("tpu_compiler")
 def test_a_product_compiled_for_a_tpu_takes_about_what_the_chip_can_do():
@@ -237,7 +268,8 @@ def test_a_product_compiled_for_a_tpu_takes_about_what_the_chip_can_do():
         return jax.lax.scan(lambda a, _: (a @ b, None), a, None, length=10)[0]
 
     programs = (jax.jit(function, out_shardings=whole) for function in (jnp.matmul, ten_products))
-    one, ten = (cost(text_of(program.lower(x, x).compile()), chip) for program in programs)
+    with uncached():
+        one, ten = (cost(text_of(program.lower(x, x).compile()), chip) for program in programs)
     assert one.flops == 2 * 4096**3
     assert one.seconds == pytest.approx(one.flops / chip.flops_per_second, rel=0.5)
     assert one.seconds is not None

@@ -190,7 +190,6 @@ def test_random_parameters_are_made_where_they_lie(params):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_cache")
 @pytest.mark.parametrize("way", ["full", "lora"])
 @pytest.mark.parametrize("mesh", [mesh for mesh in MESHES if mesh != ("fsdp=8",)], ids=" ".join)
 def test_nothing_is_gathered_whole_to_be_laid_out_anew(mesh, way, params):
