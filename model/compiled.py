@@ -129,7 +129,7 @@ def uncached() -> Iterator[None]:
     One for devices that are not there can be written to the cache and not read again, which JAX says in a warning; one
     that is read is not compiled, and so XLA warns of nothing.
     """
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     reset_cache()  # JAX asks whether there is a cache once, and remembers
     try:

@@ -230,7 +230,7 @@ def test_an_exception_leaves_stderr_as_it_was(capfd):
 @pytest.fixture
 def cache(tmp_path):
     """The folder of a compilation cache that nothing else uses."""
-    before = jax.config.jax_compilation_cache_dir
+    before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     reset_cache()
     yield tmp_path
