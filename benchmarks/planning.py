@@ -14,7 +14,9 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +31,8 @@ from limbeck.experiments.planning import estimate
 from limbeck.experiments.prediction_config import PredictionConfig
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.program import Program
+from limbeck.model.pretrained.config_json import write_config
+from limbeck.model.sizes import sized
 from limbeck.model.topology import topology
 from limbeck.train.config import FitConfig, OptimConfig
 
@@ -105,10 +109,22 @@ def scaled(axes: list[str]) -> Iterator[Case]:
             rows = 32 * 8192 // length
             mesh = "fsdp=32 tensor=2" if rows >= 32 else f"fsdp={rows} tensor={64 // rows}"
             yield case(f"rows of {length}", trained("8b", 64, rows, length), "v5p:4x4x4", mesh)
-    for name in ("depth", "width"):
-        if name in axes:
-            for size in ("1b", "8b", "70b"):
-                yield case(f"{name}: {size}", trained(size, 64), "v5p:4x4x4", "fsdp=64")
+    where, mesh = "v5p:4x4x4", "fsdp=64"
+    if "depth" in axes:
+        for depth in (16, 32, 64):
+            yield Case(f"{depth} layers {where} {mesh}", partial(of_shape, depth=depth), where, mesh)
+    if "width" in axes:
+        for width in (2048, 4096, 8192):
+            more = {"num_heads": width // 128, "mlp_dim": 7 * width // 2}  # in proportion; eight key-value heads stay
+            yield Case(f"width {width} {where} {mesh}", partial(of_shape, width=width, **more), where, mesh)
+
+
+def of_shape(**changes: int) -> Program:
+    """A step of an 8 B model of which these sizes are others, 64 rows; a description of it is all that a plan reads."""
+    config = dataclasses.replace(sized("8b", 128_256, 8192), **changes)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(write_config(config)))
+        return planned(trained(folder, 64))
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ _WORDS = {
     "optimizer": "optimiser",
     "frozen": "frozen parameters",
     "gradients": "gradients",
-    "as_loaded": "what trains, as it was loaded",
     "best": "the best so far",
     "cache": "keys and values",
     "activations": "activations, and what comes and goes",

@@ -68,7 +68,7 @@ def estimate(plan: Program, remat: Remat, sizes: Sequence[str], devices: Sequenc
     chip, parts, began = chip_of(devices[0].device_kind), bytes_of(plan, mesh), time.perf_counter()
     found: dict[str, float] = {}
     spent: Cost | None = None
-    limit, loaded = "", float(beside(parts))
+    limit, best = "", parts.get("best", 0)  # which is no argument of the step
     has = chip.hbm_bytes or math.inf
     with captured_warnings() as warnings:
         try:
@@ -77,13 +77,13 @@ def estimate(plan: Program, remat: Remat, sizes: Sequence[str], devices: Sequenc
             told = used_of_limit(str(error))
             if told is None:
                 raise
-            needs = told[0] + loaded
+            needs = told[0] + best
             limit = f"memory: {largest(parts, needs)}"
         else:
             found = memory(compiled)
             kernels = plan.attention / len(devices) / chip.flops_per_second
             spent = with_kernels(cost(compiled.as_text() or "", chip), kernels)
-            needs = found["total"] + loaded
+            needs = found["total"] + best
             limit = f"memory: {largest(parts, needs)}" if needs > has else slowest(spent)
     seconds = spent.seconds if spent else None
     mfu = plan.flops / len(devices) / chip.flops_per_second / seconds if seconds else None
@@ -91,15 +91,10 @@ def estimate(plan: Program, remat: Remat, sizes: Sequence[str], devices: Sequenc
     return Estimate(shape, remat, parts, found, needs, has, spent, mfu, limit, tuple(warnings), took)
 
 
-def beside(parts: dict[str, int]) -> int:
-    """Bytes of what stays on a device beside the step and is no argument of it."""
-    return parts.get("as_loaded", 0) + parts.get("best", 0)
-
-
 def held(plan: Program, mesh: Mesh) -> dict[str, float]:
     """Bytes of a device by kind, on devices that are there: what a program keeps, and its activations as compiled."""
     compiled, parts = plan.lower(mesh).compile(), bytes_of(plan, mesh)
-    needs = memory(compiled)["total"] + beside(parts)
+    needs = memory(compiled)["total"] + parts.get("best", 0)
     return {**parts, "activations": needs - sum(parts.values())}
 
 

@@ -59,8 +59,8 @@ def table_of(plan: Program, mesh: Mesh | AbstractMesh) -> list[Lying]:
 
 def bytes_of(plan: Program, mesh: Mesh | AbstractMesh) -> dict[str, int]:
     """Bytes on one device of what a program keeps: `parameters` as they train, in float32, `optimizer` (moments), or
-    the `cache` of answers, `frozen` parameters, `gradients`, what trains `as_loaded`, which stays until the run ends,
-    and the `best` so far, where it is kept (of a run on one host in the host's memory)."""
+    the `cache` of answers, `frozen` parameters, `gradients`, and the `best` so far, where it is kept (of a run on one
+    host in the host's memory)."""
     with jax.sharding.use_abstract_mesh(mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh):
         state = plan.state(mesh)
     if not plan.trainable:
@@ -70,7 +70,6 @@ def bytes_of(plan: Program, mesh: Mesh | AbstractMesh) -> dict[str, int]:
         "optimizer": _sum(state.opt),
         "frozen": _sum(laid(plan, plan.frozen, mesh)),
         "gradients": _sum(state.trainable),
-        "as_loaded": _sum(laid(plan, plan.trainable, mesh)),
         "best": _sum(state.trainable) if plan.keeps_best else 0,
     }
 

@@ -70,6 +70,7 @@ def trained(
                 example_name=stream.name,
                 flops_per_step=flops_per_step,
                 profile=rundir / "profile" if config.profile else None,
+                donate=True,
             )
         trainable, frozen = without_teacher(fitted.trainable), without_teacher(fitted.frozen)
         final = join(merge(trainable, frozen))

@@ -2,12 +2,15 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from limbeck.evaluation.report import load_report
+from limbeck.experiments import training
 from limbeck.experiments.cli import main
 from limbeck.model.pretrained import load_pretrained
+from limbeck.train.loop import fit
 
 FRUITS = ("lemon", "pear", "plum", "لیمو", "گلابی", "cherry")
 
@@ -71,6 +74,26 @@ def test_adapters_train_with_the_head_alone(tmp_path, capsys):
     words += ["--fit.steps", "2", "--fit.batch-size", "4", "--fit.length", "64"]
     assert main(["run", "sst2", "--workdir", str(tmp_path / "run"), *words]) == 0
     assert "in 15 leaves" in capsys.readouterr().err  # seven kernels with two each, and the head
+
+
+def test_what_trains_is_held_once_beside_its_moments(tmp_path, monkeypatch):
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(ANSWERS["generation"](record(n))) for n in range(60)))
+    words = ["--task", str(tmp_path / "data.jsonl"), "--model", "tiny", "--vocab-size", "301", "--max-len", "64"]
+    words += ["--fit.steps", "3", "--fit.batch-size", "4", "--fit.length", "64", "--fit.optim.name", "adamw"]
+    held = []
+
+    def watched(loss_fn, params, batch_at, *rest, **more):
+        shape = params["embed/embedding"].shape
+
+        def counted(step):
+            held.append(sum(leaf.shape == shape for leaf in jax.live_arrays()))
+            return batch_at(step)
+
+        return fit(loss_fn, params, counted, *rest, **more)
+
+    monkeypatch.setattr(training, "fit", watched)
+    assert main(["run", "sst2", "--workdir", str(tmp_path / "run"), *words]) == 0
+    assert held[-1] == 3
 
 
 def test_a_few_records_have_a_validation_record_and_a_new_head_always_trains(tmp_path, capsys):

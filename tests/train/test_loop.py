@@ -54,6 +54,29 @@ def test_evaluations_are_logged_with_their_step_and_the_last_step_has_one():
     assert fitted.steps == 11
 
 
+def test_donated_arrays_are_freed_once_they_train_and_nothing_else_is(tmp_path):
+    selection = Selection(("x", "z"))
+    right = fit(loss_fn, START | {"z": START["x"] + 1}, batch_at, CONFIG, selection=selection)
+    teacher = jnp.ones(4)
+    params = {name: leaf + 0 for name, leaf in START.items()} | {"z": teacher, "teacher/z": jax.device_put(teacher)}
+    assert params["z"].unsafe_buffer_pointer() == params["teacher/z"].unsafe_buffer_pointer()
+    still_there = []
+
+    def seen(step):
+        still_there.append({name for name, leaf in params.items() if not leaf.is_deleted()})
+        return batch_at(step)
+
+    settings = {"selection": selection, "checkpoints": tmp_path, "donate": True}
+    found = fit(loss_fn, params, seen, CONFIG, **settings)
+    assert [leaves for leaves in still_there[1:] if leaves != {"y", "z", "teacher/z"}] == []
+    assert {name: leaf.tolist() for name, leaf in found.trainable.items()} == {
+        name: leaf.tolist() for name, leaf in right.trainable.items()
+    }
+    assert found.frozen["teacher/z"].tolist() == [1, 1, 1, 1]
+    with pytest.raises(RuntimeError, match="deleted"):
+        fit(loss_fn, params, batch_at, CONFIG, **settings)
+
+
 def test_the_best_is_kept_where_it_is_asked_for():
     last = fit(loss_fn, START, batch_at, CONFIG, evaluate=nearness)
     best = fit(loss_fn, START, batch_at, dataclasses.replace(CONFIG, keep="best"), evaluate=nearness)
