@@ -126,14 +126,14 @@ def _newest(folder: Path) -> tuple[str, dict[str, Any]] | None:
 
 
 def read_checkpoint(checkpoint: Path, like: Any) -> Any:
-    """The arrays of a checkpoint; `like`, a tree of arrays, gives their shapes, dtypes and shardings.
+    """The arrays of a checkpoint; `like`, a tree of arrays or of their shapes, gives shapes, dtypes and shardings.
 
     Where they lay when they were written does not count.
     """
 
     def lying(leaf: Any) -> jax.ShapeDtypeStruct:
         # Said of a single device, too: Orbax else looks for the devices of then.
-        where = leaf.sharding if isinstance(leaf, jax.Array) else SingleDeviceSharding(jax.local_devices()[0])
+        where = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
         return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=where)
 
     with ocp.StandardCheckpointer() as checkpointer:

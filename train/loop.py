@@ -30,7 +30,7 @@ from limbeck.train.config import FitConfig
 from limbeck.train.loss import Batch, LossFn
 from limbeck.train.optim import average_of, make_optimizer, schedule
 from limbeck.train.select import Selection, apply_selection
-from limbeck.train.step import State, init_state, make_step
+from limbeck.train.step import State, init_state, make_step, state_shapes
 from limbeck.train.watch import Meter, Watch, compilation
 
 STOPPED = 128 + signal.SIGTERM  # the exit status of a run that was told to stop, and has saved
@@ -96,21 +96,26 @@ def fit(
     trainable, frozen = apply_selection(selection, params)
     _check_rows(config)
     optimizer = make_optimizer(config.optim, config.steps)
-    state, rate = init_state(optimizer, trainable), schedule(config.optim, config.steps)
-    step_fn = make_step(loss_fn, optimizer, accumulate=config.accumulate, like=state)
-    best: Params = _host(state.trainable) if config.keep == "best" else {}
+    shapes, rate = state_shapes(optimizer, trainable), schedule(config.optim, config.steps)
+    step_fn = make_step(loss_fn, optimizer, accumulate=config.accumulate, like=shapes)
     watch = Watch(name, config.optim, list(trainable), example_name)
     meter = Meter(flops_per_step and flops_per_step / _chips(), peak() if flops_per_step else None)
     notes: dict[str, Any] = {"curve": [], "seconds": 0.0, "evaluations": [], "skipped": watch.skipped}
     with contextlib.ExitStack() as stack:
         save: Save | None = None
+        resumed: tuple[State, Params, dict[str, Any]] | None = None
         if checkpoints is not None:
             save = stack.enter_context(checkpoint_writer(checkpoints))
-            notes["run"] = _identity(params, _tree(state, best), batch_at(0))
-            if (found := _resumed(checkpoints, state, best, notes["run"])) is not None:
-                state, best, kept = found
-                watch.skipped += kept["skipped"]
-                notes = {**kept, "skipped": watch.skipped}
+            like = _tree(shapes, shapes.trainable if config.keep == "best" else {})
+            notes["run"] = _identity(params, like, batch_at(0))
+            resumed = _resumed(checkpoints, shapes, like, notes["run"])
+        if resumed is not None:  # instead of a new state: there may be no room for two
+            state, best, kept = resumed
+            watch.skipped += kept["skipped"]
+            notes = {**kept, "skipped": watch.skipped}
+        else:
+            state = init_state(optimizer, trainable)
+            best = _host(state.trainable) if config.keep == "best" else {}
         if donate:
             _free(trainable, frozen)
         before = notes["seconds"]
@@ -199,26 +204,31 @@ def _every(period: int | None, step: int) -> bool:
 
 
 def _best(evaluations: list[dict[str, Any]]) -> float:
-    return max((found["score"] for found in evaluations), default=-math.inf)
+    return max(_scores(evaluations), default=-math.inf)
 
 
 def _stale(evaluations: list[dict[str, Any]]) -> int:
     """How many evaluations there were since the first that had the best score."""
-    scores = [found["score"] for found in evaluations]
+    scores = _scores(evaluations)
     return len(scores) - 1 - scores.index(max(scores)) if scores else 0
+
+
+def _scores(evaluations: list[dict[str, Any]]) -> list[float]:
+    """Of every evaluation; one that is no number is worse than any."""
+    return [-math.inf if math.isnan(found["score"]) else found["score"] for found in evaluations]
 
 
 def _free(trainable: Params, frozen: Params) -> None:
     """Deletes arrays, but for those that lie where something lies that stays, such as a teacher's."""
     stays = {place for leaf in frozen.values() for place in _places(leaf)}
     for leaf in trainable.values():
-        if isinstance(leaf, jax.Array) and stays.isdisjoint(_places(leaf)):
+        if (places := _places(leaf)) and stays.isdisjoint(places):
             leaf.delete()
 
 
 def _places(leaf: Any) -> set[tuple[int, int]]:
-    """Where an array lies: (device, address) of each of its parts in this process."""
-    if not isinstance(leaf, jax.Array):
+    """Where an array lies: (device, address) of each of its parts in this process; nowhere if it is not on a device."""
+    if not isinstance(leaf, jax.Array) or leaf.is_deleted():
         return set()
     return {(shard.device.id, shard.data.unsafe_buffer_pointer()) for shard in leaf.addressable_shards}
 
@@ -232,7 +242,7 @@ def _host(params: Params) -> Params:
 
 
 def _tree(state: State, best: Params) -> dict[str, Any]:
-    """A run's arrays as they are stored: the optimiser's leaves in a list, since its own classes are optax's affair."""
+    """Arrays of a run, or their shapes, as they are stored: the optimiser's leaves in a list, their classes are optax's."""
     tree = {"step": state.step, "trainable": state.trainable, "opt": jax.tree.leaves(state.opt)}
     return tree | ({"best": best} if best else {})
 
@@ -250,7 +260,7 @@ def _identity(params: Params, tree: Any, batch: Batch) -> dict[str, Any]:
 
 
 def _resumed(
-    folder: str | os.PathLike[str], state: State, best: Params, run: dict[str, Any]
+    folder: str | os.PathLike[str], shapes: State, like: dict[str, Any], run: dict[str, Any]
 ) -> tuple[State, Params, dict[str, Any]] | None:
     """State, best parameters and notes of the newest checkpoint; raises UserError if it is of another run."""
     if (found := newest_checkpoint(folder)) is None:
@@ -263,8 +273,8 @@ def _resumed(
     ):
         if notes["run"][key] != run[key]:
             raise UserError(f"{checkpoint} is of a run that {what}: choose another folder, or delete that one")
-    tree = read_checkpoint(checkpoint, _tree(state, best))
-    opt = jax.tree.unflatten(jax.tree.structure(state.opt), tree["opt"])
+    tree = read_checkpoint(checkpoint, like)
+    opt = jax.tree.unflatten(jax.tree.structure(shapes.opt), tree["opt"])
     return State(tree["step"], tree["trainable"], opt), _host(tree.get("best", {})), notes
 
 

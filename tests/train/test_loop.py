@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,8 @@ import pytest
 
 from limbeck.model.errors import UserError
 from limbeck.model.params import digest
-from limbeck.train.checkpoint import steps
+from limbeck.train import loop
+from limbeck.train.checkpoint import read_checkpoint, steps
 from limbeck.train.config import FitConfig, OptimConfig
 from limbeck.train.loop import Evaluation, fit
 from limbeck.train.select import Selection
@@ -75,6 +78,57 @@ def test_donated_arrays_are_freed_once_they_train_and_nothing_else_is(tmp_path):
     assert found.frozen["teacher/z"].tolist() == [1, 1, 1, 1]
     with pytest.raises(RuntimeError, match="deleted"):
         fit(loss_fn, params, batch_at, CONFIG, **settings)
+
+
+def test_an_array_may_stand_under_two_paths_that_train():
+    one = jnp.zeros(4)
+    fitted = fit(loss_fn, {"x": one, "again": one, "y": np.zeros(2, np.float32)}, batch_at, CONFIG, donate=True)
+    assert one.is_deleted() and fitted.trainable["again"].tolist() == [0, 0, 0, 0]
+
+
+def in_memory(shape) -> int:
+    """How many arrays of a shape there are; two of one memory are one."""
+    return len({leaf.unsafe_buffer_pointer() for leaf in jax.live_arrays() if leaf.shape == shape})
+
+
+def test_a_run_that_goes_on_never_holds_two_states(tmp_path, monkeypatch):
+    """What a checkpoint is restored into has shapes alone."""
+    size, held = (3, 100), []
+    settings = dataclasses.replace(CONFIG, optim=OptimConfig("adamw"), keep="best")
+
+    def far(params, batch, key):
+        return loss_fn(params, batch, key)[0] + params["w"].sum(), loss_fn(params, batch, key)[1]
+
+    def start():
+        return START | {"w": jnp.ones(size)}
+
+    def counted(checkpoint, like):
+        held.append(in_memory(size))
+        return read_checkpoint(checkpoint, like)
+
+    whole = fit(far, start(), batch_at, settings, evaluate=nearness)
+    fit(far, start(), batch_at, settings, evaluate=nearness, checkpoints=tmp_path)
+    newest = tmp_path / str(max(steps(tmp_path)))
+    shutil.rmtree(newest)
+    before = in_memory(size)
+    monkeypatch.setattr(loop, "read_checkpoint", counted)
+    resumed = fit(far, start(), batch_at, settings, evaluate=nearness, checkpoints=tmp_path)
+    assert held == [before + 1]  # what it began with, of which the digest is taken
+    assert {name: leaf.tolist() for name, leaf in resumed.trainable.items()} == {
+        name: leaf.tolist() for name, leaf in whole.trainable.items()
+    }
+
+
+def test_a_score_that_is_no_number_is_worse_than_any():
+    scores = iter([math.nan, 0.1, 0.5, 0.9, math.nan, 0.2])
+
+    def evaluate(params):
+        return Evaluation(next(scores), {"x": float(params["x"][0])})
+
+    settings = dataclasses.replace(CONFIG, keep="best", patience=3)
+    fitted = fit(loss_fn, START, batch_at, settings, evaluate=evaluate)
+    assert len(fitted.evaluations) == 6
+    assert fitted.evaluations[3]["x"] == float(fitted.trainable["x"][0]) != 0
 
 
 def test_the_best_is_kept_where_it_is_asked_for():
