@@ -242,7 +242,7 @@ def _host(params: Params) -> Params:
 
 
 def _tree(state: State, best: Params) -> dict[str, Any]:
-    """Arrays of a run, or their shapes, as they are stored: the optimiser's leaves in a list, their classes are optax's."""
+    """A run's arrays, or shapes, as they are stored: the optimiser's leaves in a list, their classes are optax's."""
     tree = {"step": state.step, "trainable": state.trainable, "opt": jax.tree.leaves(state.opt)}
     return tree | ({"best": best} if best else {})
 
