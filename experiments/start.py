@@ -14,7 +14,7 @@ from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
 from limbeck.model.hosts import from_leader, leads, together
-from limbeck.model.params import Params
+from limbeck.model.params import Params, merge
 from limbeck.model.pretrained import lineage_of, load_pretrained
 from limbeck.model.pretrained.lineage import Data, Lineage, Role
 from limbeck.model.sharding import placed
@@ -26,7 +26,7 @@ from limbeck.train.data import Rows
 from limbeck.train.heads import add_head
 from limbeck.train.loss import Batch, LossFn
 from limbeck.train.methods import Ground, prepare
-from limbeck.train.select import Selection
+from limbeck.train.select import Selection, apply_selection
 
 
 class Past(NamedTuple):
@@ -101,6 +101,7 @@ def adapted(
     print(f"tuning {config.tuning}: {made.about}", file=sys.stderr)
     fit = dataclasses.replace(config.fit, optim=made.optim)
     params = placed(start.config, made.params)  # a method makes its leaves without knowing of a mesh
+    params = merge(*apply_selection(made.selection, params))  # a stack is cut once: whole and pieces would both be held
     return start._replace(params=params, selection=made.selection, added=made.added), fit
 
 

@@ -50,8 +50,9 @@ def trained(
 ) -> dict[str, Any]:
     """Trains what `start` selects, once, as the settings say; saves the model, adapters folded in.
 
-    Gives curve, evaluations, train_seconds and skipped steps, as the report has them. `name` is the
-    stage's, in the run's folder, in its log and in the report; `again` gives the model as it was before tuning.
+    Gives curve, evaluations, train_seconds and skipped steps, as the report has them, and what a tuning's step costs.
+    `name` is the stage's, in the run's folder, in its log and in the report; `again` gives the model as it was before
+    tuning.
     """
 
     def compute() -> dict[str, Any]:
@@ -87,12 +88,16 @@ def trained(
         save_pretrained(rundir / "model", start.config, plain(final), start.tokenizer, lineage=lineage)
         if frozen:
             _save_adapter(config, again, final, list(trainable), rundir)
+        step = {}
+        if isinstance(config, TuningConfig):  # last, with what was trained: there may be no room for a second state
+            step = cost_of_step(loss_fn, settings, fitted.trainable, fitted.frozen, stream(0))
         return {
             "curve": fitted.curve,
             "evaluations": fitted.evaluations,
             "train_seconds": fitted.seconds,
             "cost": cost,
             "skipped": fitted.skipped,
+            **step,
         }
 
     return stage(rundir, name, compute)
@@ -127,9 +132,14 @@ def _save_adapter(
 def cost_of_step(
     loss_fn: LossFn, settings: FitConfig, trainable: Params, frozen: Params, batch: Batch
 ) -> dict[str, float]:
-    """`step_bytes`, what a device holds at a compiled step's peak (XLA's own account), and `step_seconds`, a median."""
+    """`step_bytes`, what a device holds at a compiled step's peak (XLA's own account), and `step_seconds`, a median.
+
+    The arrays of `trainable` are deleted.
+    """
     optimizer = make_optimizer(settings.optim, settings.steps)
     state, key = init_state(optimizer, trainable), jax.random.key(0)
+    for leaf in trainable.values():
+        leaf.delete()
     batch = over_rows(batch)
     step = make_step(loss_fn, optimizer, accumulate=settings.accumulate, like=state)
     step = step.lower(state, frozen, batch, key).compile()

@@ -25,7 +25,7 @@ from limbeck.experiments.cards import tell_quality, train_energy
 from limbeck.experiments.machine import provenance
 from limbeck.experiments.rundir import stage
 from limbeck.experiments.start import Taught, adapted, first_rows
-from limbeck.experiments.training import cost_of_step, trained
+from limbeck.experiments.training import trained
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.flops import step_flops
 from limbeck.model.params import count, nbytes
@@ -95,7 +95,6 @@ def tuned(config: TuningConfig, rundir: Path, taught: Taught | None = None, task
         start, stream, loss_fn, teaching_flops = taught(start, [(rows, 1.0)])
         per_step += teaching_flops
     trainable, frozen = apply_selection(start.selection, start.params)  # with what stands beside the student
-    cost = stage(rundir, "cost", lambda: cost_of_step(loss_fn, fit, trainable, frozen, stream(0)))
     again = partial(start_of, at, config.model)
     training = trained(config, fit, rundir, start, again, loss_fn, stream, evaluate, per_step, "tune")
     final = load_pretrained(rundir / "model")
@@ -109,7 +108,7 @@ def tuned(config: TuningConfig, rundir: Path, taught: Taught | None = None, task
         "learning_rate": fit.optim.learning_rate,
         "flops_per_step": per_step,
         "adapter_bytes": nbytes(moving) + nbytes({k: v for k, v in frozen.items() if k in start.added}),
-        **cost,
+        **{name: training[name] for name in ("step_bytes", "step_seconds")},
     }
     tell_quality(rundir / "model", at.task.name, at.task.kind, row)
     skipped = [*at.task.skipped, *rows.skipped, *too_long, *training["skipped"]]

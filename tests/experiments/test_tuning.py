@@ -1,5 +1,6 @@
 """One model tuned for one task, for every kind of task, from its first line to the report."""
 
+import gc
 import json
 
 import jax
@@ -9,8 +10,10 @@ import pytest
 from limbeck.evaluation.report import load_report
 from limbeck.experiments import training
 from limbeck.experiments.cli import main
+from limbeck.model.params import nbytes
 from limbeck.model.pretrained import load_pretrained
 from limbeck.train.loop import fit
+from limbeck.train.select import apply_selection
 
 FRUITS = ("lemon", "pear", "plum", "لیمو", "گلابی", "cherry")
 
@@ -76,24 +79,30 @@ def test_adapters_train_with_the_head_alone(tmp_path, capsys):
     assert "in 15 leaves" in capsys.readouterr().err  # seven kernels with two each, and the head
 
 
-def test_what_trains_is_held_once_beside_its_moments(tmp_path, monkeypatch):
+@pytest.mark.parametrize("tuning", ["full", "last_blocks"])
+def test_what_trains_is_held_once_beside_its_moments_and_what_is_frozen_once(tuning, tmp_path, monkeypatch):
     (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(ANSWERS["generation"](record(n))) for n in range(60)))
     words = ["--task", str(tmp_path / "data.jsonl"), "--model", "tiny", "--vocab-size", "301", "--max-len", "64"]
     words += ["--fit.steps", "3", "--fit.batch-size", "4", "--fit.length", "64", "--fit.optim.name", "adamw"]
-    held = []
+    held, due = [], []
 
     def watched(loss_fn, params, batch_at, *rest, **more):
-        shape = params["embed/embedding"].shape
+        trainable, frozen = apply_selection(more["selection"], params)
+        due.append(3 * nbytes(trainable) + nbytes(frozen))
+        del trainable, frozen
 
         def counted(step):
-            held.append(sum(leaf.shape == shape for leaf in jax.live_arrays()))
+            gc.collect()
+            memory = {(leaf.unsafe_buffer_pointer(), leaf.nbytes) for leaf in jax.live_arrays()}
+            held.append(sum(nbytes for _, nbytes in memory))
             return batch_at(step)
 
         return fit(loss_fn, params, counted, *rest, **more)
 
     monkeypatch.setattr(training, "fit", watched)
-    assert main(["run", "sst2", "--workdir", str(tmp_path / "run"), *words]) == 0
-    assert held[-1] == 3
+    before = sum(leaf.nbytes for leaf in jax.live_arrays())
+    assert main(["run", "sst2", "--workdir", str(tmp_path / "run"), "--tuning", tuning, *words]) == 0
+    assert due[0] <= held[-1] - before < 1.05 * due[0]
 
 
 def test_a_few_records_have_a_validation_record_and_a_new_head_always_trains(tmp_path, capsys):
