@@ -55,7 +55,8 @@ def matching(config: MatchConfig, student: ModelConfig, teacher: ModelConfig) ->
     """The weighted sum of the terms that `config` asks for, or None where it asks for none.
 
     `params` of the loss are those that `add_matchers` gave; of the batch it reads positions and segments, which both
-    models had. Raises UserError as `planned` does.
+    models had. It is a mean over real tokens, not over targets: of the portions of a batch that `make_step` weighs by
+    their targets, the sum is not that of the batch. Raises UserError as `planned` does.
     """
     plan = planned(config, student, teacher)
     needed = {"hidden": plan.hidden, "q": plan.attention, "k": plan.attention}

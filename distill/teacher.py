@@ -75,6 +75,7 @@ def distillation_loss(
     *,
     kind: Kind = "generation",
     matching: Matching | None = None,
+    cached_vocab_size: int | None = None,
 ) -> LossFn:
     """hard_weight * the loss to the targets + (1 - hard_weight) * the divergence from the teacher (see `loss.py`).
 
@@ -82,11 +83,13 @@ def distillation_loss(
     a cached one. `kind` says what the heads give: "generation" is the vocabulary's, "classification" one of the labels,
     "multi_label" a yes or no for each (the divergence is between these, summed over labels), "regression" a number
     (the divergence is the squared distance to the teacher's, and has no objective and no temperature). `matching` adds
-    a loss between hidden states or attention (see `features.py`).
+    a loss between hidden states or attention (see `features.py`). Its terms are means over all real tokens, the others
+    over targets, by which portions of a batch are weighed: with it a batch is to be run whole (`accumulate` of 1).
 
     Models of one tokenizer may pad their vocabularies differently: the distributions are compared over the first
-    tokens, as many as the smallest vocabulary has, and logits beyond are left out of both softmaxes. That the tokenizer
-    is one is for the caller to see to. The cross-entropy to the targets is over all of the student's vocabulary.
+    tokens, as many as the smallest vocabulary has, and logits beyond are left out of both softmaxes. That of a cached
+    teacher is `cached_vocab_size`, None where it is no smaller than the student's. That the tokenizer is one is for the
+    caller to see to. The cross-entropy to the targets is over all of the student's vocabulary.
 
     Metrics: `loss`, `cross_entropy` (`squared_error` of a regression), `divergence`, `weight`, and those of `matching`.
     Raises UserError for heads and settings that do not fit one another.
@@ -97,7 +100,8 @@ def distillation_loss(
     weights = config.teacher_weights or (1.0,) * len(teachers)
     shares = [weight / sum(weights) for weight in weights]
     of_tokens = divergence(config)
-    vocab_size = len(student.labels) or min(model.vocab_size for model in (student, *teachers))
+    sizes = [model.vocab_size for model in (student, *teachers)]
+    vocab_size = len(student.labels) or min([*sizes, cached_vocab_size or student.vocab_size])
     names = matching.names if matching else ()
 
     def loss_fn(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:

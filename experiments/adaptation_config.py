@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from limbeck.experiments.distillation_config import TeachingConfig
+from limbeck.experiments.distillation_config import TeachingConfig, check_portions
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.errors import UserError
 from limbeck.prompting.config import Calibration, PromptConfig
@@ -52,6 +52,8 @@ class AdaptationConfig:
                 f"search: candidates={self.search.candidates}, passes={self.search.passes}: 0 or more candidates, "
                 "and a pass over the validation records at least"
             )
+        if self.students:
+            check_portions(self.teaching, self.student_fit or self.tuning.fit)
 
     def prompts(self, scored: bool) -> dict[str, PromptConfig]:
         """The prompts by name; `scored` says whether options are compared, which alone can be calibrated."""

@@ -4,33 +4,33 @@ import argparse
 import os
 import platform
 import sys
-import textwrap
 from collections.abc import Sequence
 
 from limbeck.experiments import cli_examples
-from limbeck.experiments.audit_config import AuditConfig
-from limbeck.experiments.config import built_in, flatten
-from limbeck.experiments.prediction_config import ELSEWHERE, PredictionConfig
+from limbeck.experiments.config import built_in
 from limbeck.model.errors import UserError
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_STORE = "file of predictions, as `limbeck predict --store` writes it"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status.
 
-    0: done; 1: a claim failed, or a look-up missed; 2: the user's mistake; 130: interrupted.
+    0: done; 1: a claim failed, a look-up missed, a row to predict was refused, no plan fits, or a store has predictions
+    of other weights; 2: the user's mistake; 75: another host is gone; 130: interrupted; 143: stopped by SIGTERM, with
+    everything saved.
     """
     own_process = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest and args.command not in ("run", "plan", "predict", "audit"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if own_process and args.command in ("run", "predict", "evaluate", "audit"):
-        _with_huge_pages(argv)
-    args.overrides, args.argv = rest, ["limbeck", *argv]
     try:
+        parser = build_parser(_asked_about(argv))
+        args, rest = parser.parse_known_args(argv)
+        if rest and args.command not in ("run", "plan", "predict", "audit"):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        if own_process and args.command in ("run", "predict", "evaluate", "audit"):
+            _with_huge_pages(argv)
+        args.overrides, args.argv = rest, ["limbeck", *argv]
         from limbeck.experiments import commands
 
         status = getattr(commands, args.command)(args)
@@ -59,8 +59,19 @@ def _with_huge_pages(argv: Sequence[str]) -> None:
         os.execve(sys.executable, [sys.executable, "-m", "limbeck.experiments.cli", *argv], environment)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; `run` and `predict` leave the words that they do not know to a config."""
+def _asked_about(argv: Sequence[str]) -> str:
+    """The experiment of which `run NAME --help` asks what can be set; else empty."""
+    match argv:
+        case ["run", name, *words] if not name.startswith("-") and {"-h", "--help"} & set(words):
+            return name
+    return ""
+
+
+def build_parser(experiment: str = "") -> argparse.ArgumentParser:
+    """The parser of all commands; run, plan, predict and audit leave the words that they do not know to a config.
+
+    The help of run lists the fields of an `experiment`. Raises UserError as `load_config` does.
+    """
     parser = argparse.ArgumentParser(
         prog="limbeck",
         description="Adapt a language model: prompt it, tune it, distil it, answer ahead of time, report.",
@@ -69,7 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    run = _command(commands, "run", "run an experiment, or go on with an interrupted run", cli_examples.RUN)
+    fields = cli_examples.run_fields(experiment)
+    what = "run an experiment, or go on with an interrupted run"
+    run = _command(commands, "run", what, cli_examples.RUN.replace("{fields}", fields))
     run.usage = "limbeck run CONFIG [--workdir DIR] [--sweep [I]] [--mesh AXIS=N ...] [--any.field VALUE ...]"
     run.add_argument("config", metavar="CONFIG", help=f"a Python file, or a built-in name: {', '.join(built_in())}")
     run.add_argument("--workdir", metavar="DIR", help="folder of the run (default: runs/NAME)")
@@ -84,25 +97,28 @@ def build_parser() -> argparse.ArgumentParser:
 
     what = "the devices that hold one model, such as data=2 fsdp=2 tensor=2"
     run.add_argument("--mesh", metavar="AXIS=N", nargs="+", default=(), help=what)
-    run.add_argument("--hosts", action="store_true", help="this process is one of many, of whose devices the mesh is")
+    hosts = "the same command runs on several hosts; the mesh spans the devices of all (experiments of one training)"
+    run.add_argument("--hosts", action="store_true", help=hosts)
 
-    what = "print what would train, what lies where and what a device holds; nothing is allocated"
+    what = "print what would train, what lies where and what a device holds; nothing is allocated (one training)"
     run.add_argument("--dry-run", action="store_true", help=what)
 
     what = "say what an experiment costs on a slice of TPUs, without one"
     _plan(_command(commands, "plan", what, cli_examples.PLAN))
 
-    report = _command(commands, "report", "print the table of a finished run, and where its page is")
-    report.add_argument("run", metavar="RUN_DIR")
+    what = "print the table of a finished run, and where its page is"
+    report = _command(commands, "report", what, cli_examples.REPORT)
+    report.add_argument("run", metavar="RUN_DIR", help="folder of the run, which holds its report.json")
     report.add_argument("--record", metavar="ID", help="what every method of `adapt` was asked and said of one record")
 
-    lookup = _command(commands, "lookup", "print an answer that a store holds; exit status 1 if it does not")
-    lookup.add_argument("store", metavar="STORE")
-    lookup.add_argument("query", metavar="QUERY")
+    what = "print an answer that a store holds; exit status 1 if it does not"
+    lookup = _command(commands, "lookup", what, cli_examples.LOOKUP)
+    lookup.add_argument("store", metavar="STORE", help=_STORE)
+    lookup.add_argument("query", metavar="QUERY", help="what is asked, as a user would write it: without a prompt")
     _online(lookup)
 
     serve = _command(commands, "serve", "answer look-ups over HTTP, with a page to try them on", cli_examples.SERVE)
-    serve.add_argument("store", metavar="STORE")
+    serve.add_argument("store", metavar="STORE", help=_STORE)
     serve.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, which is for this machine alone)")
     serve.add_argument("--port", type=int, default=8000, help="0 takes any free one (default: 8000)")
     rate = "requests a second that one client may make; 0: any number (default: 5000)"
@@ -113,19 +129,19 @@ def build_parser() -> argparse.ArgumentParser:
     _store(store.add_subparsers(dest="what", required=True, metavar="WHAT"))
 
     what = "answer queries ahead of time, into a store; exit status 1 if one was refused"
-    predict = _command(commands, "predict", what, cli_examples.PREDICT.replace("{fields}", _prediction_fields()))
+    fields = cli_examples.prediction_fields()
+    predict = _command(commands, "predict", what, cli_examples.PREDICT.replace("{fields}", fields))
     predict.usage = "limbeck predict [JOB.py] [--dry-run] [--any.field VALUE ...]"
     predict.add_argument("--dry-run", action="store_true", help="say what is new and how long it takes, and do nothing")
 
-    fields = _fields([name for name in flatten(AuditConfig()) if name != "what"])
     what = "measure what models inherited, or what is in data"
-    audit = _command(commands, "audit", what, cli_examples.AUDIT.replace("{fields}", fields))
+    audit = _command(commands, "audit", what, cli_examples.AUDIT.replace("{fields}", cli_examples.audit_fields()))
     audit.usage = "limbeck audit MODEL [MODEL ...] | DATA [--workdir DIR] [--any-field VALUE ...]"
     audit.add_argument("--workdir", metavar="DIR", help="folder of the audit (default: runs/audit-NAMES)")
 
     generate = _command(commands, "generate", "continue a text", cli_examples.GENERATE)
     generate.add_argument("model", metavar="MODEL", help="folder or file of a model")
-    generate.add_argument("prompt", metavar="PROMPT")
+    generate.add_argument("prompt", metavar="PROMPT", help="the text to go on with; it may be empty")
     generate.add_argument("--adapter", metavar="FOLDER", help="an adapter in PEFT's format over the model")
     generate.add_argument("--chat", action="store_true", help="PROMPT is a user's message; the model's turn is printed")
     generate.add_argument("--dtype", choices=_DTYPES, help="cast weights and activations (default: as stored)")
@@ -137,10 +153,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens (default: all)"
     )
     generate.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="... that hold P of the probability"
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw from the fewest tokens that together hold P of the probability (default: all)",
     )
     generate.add_argument(
-        "--min-p", type=float, default=0.0, metavar="P", help="... with P times the likeliest's probability"
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="draw from tokens at least P times as likely as the likeliest (default: all)",
     )
     generate.add_argument("--seed", type=int, default=0, help="(default: 0)")
     generate.add_argument(
@@ -161,10 +185,12 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--dtype", choices=_DTYPES, help="cast weights and activations (default: as stored)")
     evaluate.add_argument("--out", metavar="FILE", help="write metrics, versions and digests as JSON")
 
-    describe = _command(commands, "describe", "print the parameters of a model: names, shapes, types, bytes")
+    what = "print the parameters of a model: names, shapes, types, bytes"
+    describe = _command(commands, "describe", what, cli_examples.DESCRIBE)
     describe.add_argument("model", metavar="MODEL", help="folder or file of a model")
 
-    lineage = _command(commands, "lineage", "print what a model was made of, back to its foundations")
+    what = "print what a model was made of, back to its foundations"
+    lineage = _command(commands, "lineage", what, cli_examples.LINEAGE)
     lineage.add_argument("model", metavar="MODEL", help="folder of a model or an adapter, or file of a model")
     lineage.add_argument("--json", action="store_true", help="everything that is known, with every field of each run")
 
@@ -189,33 +215,29 @@ def _plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--out", metavar="FILE", help="write all figures as JSON")
 
 
-def _prediction_fields() -> str:
-    return _fields([name.removeprefix("prompt.") for name in flatten(PredictionConfig()) if name not in ELSEWHERE])
-
-
-def _fields(short: Sequence[str]) -> str:
-    return textwrap.fill(" ".join(f"--{name.replace('_', '-')}" for name in short), 116, break_on_hyphens=False)
-
-
 def _store(commands: "argparse._SubParsersAction") -> None:
     told = {
         "status": "say what the store holds",
         "export": "write all predictions to a Parquet file",
         "compact": "write an immutable copy for look-ups",
-        "prune": "forget rows, and give their room back",
+        "prune": "forget failures, predictions that no query finds, or both, and give their room back",
         "merge": "take in other stores of the same job",
     }
-    status, export, compact, prune, merge = (_command(commands, name, what) for name, what in told.items())
+    status, export, compact, prune, merge = (
+        _command(commands, name, what, cli_examples.of_store(name)) for name, what in told.items()
+    )
     for command in (status, export, compact, prune, merge):
-        command.add_argument("store", metavar="STORE")
+        command.add_argument("store", metavar="STORE", help=_STORE)
     status.add_argument("--model", metavar="MODEL", help="say how many predictions are of other weights than MODEL's")
     status.add_argument("--queries", metavar="FILE", help="coverage of these queries, one a line")
     status.add_argument("--check", action="store_true", help="read all of it, and find any damage")
-    export.add_argument("file", metavar="FILE")
-    compact.add_argument("file", metavar="FILE")
-    prune.add_argument("--failures", action="store_true", help="what could not be predicted")
-    prune.add_argument("--unfound", action="store_true", help="predictions that no query finds, as of a second sample")
-    merge.add_argument("parts", nargs="+", metavar="PART")
+    export.add_argument("file", metavar="FILE", help="the Parquet file, which may be an older export")
+    compact.add_argument("file", metavar="FILE", help="the copy, which may take the place of an older one")
+    prune.usage = "limbeck store prune STORE (--failures | --unfound | --failures --unfound)"
+    prune.add_argument("--failures", action="store_true", help="forget what could not be predicted")
+    unfound = "forget predictions that no look-up can find, such as a query's second and later samples"
+    prune.add_argument("--unfound", action="store_true", help=unfound)
+    merge.add_argument("parts", nargs="+", metavar="PART", help="stores to copy from, which stay as they are")
 
 
 def _online(command: argparse.ArgumentParser) -> None:

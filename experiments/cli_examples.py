@@ -1,19 +1,71 @@
-"""What `--help` shows of each command besides its options."""
+"""What `--help` shows of each command besides its options: examples, and the fields of what a command runs."""
+
+import shlex
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+from limbeck.experiments.audit_config import AuditConfig
+from limbeck.experiments.config import flatten, load_config
+from limbeck.experiments.prediction_config import ELSEWHERE, PredictionConfig
+
+
+def run_fields(experiment: str) -> str:
+    """The fields of an experiment with the values that they have; without one, how to ask for them.
+
+    Raises UserError as `load_config` does.
+    """
+    if not experiment:
+        return "`limbeck run CONFIG --help` lists the fields of one experiment, and the values that they have."
+    lines = [f"--{_hyphened(name)} {_words(value)}" for name, value in flatten(load_config(experiment).config).items()]
+    told = "\n".join("  " + textwrap.shorten(line, 116, placeholder=" ...") for line in lines)
+    return f"fields of {experiment}, and the values that they have:\n{told}"
+
+
+def prediction_fields() -> str:
+    """The fields of a prediction job, by the names that it is told them by."""
+    return _names(name.removeprefix("prompt.") for name in flatten(PredictionConfig()) if name not in ELSEWHERE)
+
+
+def audit_fields() -> str:
+    """The fields of an audit."""
+    return _names(name for name in flatten(AuditConfig()) if name != "what")
+
+
+def of_store(what: str) -> str:
+    """The examples of one of the commands of `limbeck store`."""
+    lines = [line for line in STORE.splitlines() if line.startswith(f"  limbeck store {what} ")]
+    return "\n".join(["examples:", *lines])
+
+
+def _names(fields: Iterable[str]) -> str:
+    return textwrap.fill(" ".join(f"--{_hyphened(name)}" for name in fields), 116, break_on_hyphens=False)
+
+
+def _hyphened(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(_words, value))
+    return shlex.quote(value) if isinstance(value, str) else str(value)
+
 
 ALL = """\
 examples:
   limbeck run quickstart                              the whole lesson, into runs/quickstart
   limbeck run quickstart --seed 1 --workdir /tmp/a    any field of the experiment is set by its name
   limbeck report runs/quickstart                      the table of a finished run, and where its page is
-  limbeck generate MODEL 'plum: drupe, lemon:'        continue a text
+  limbeck generate MODEL $'plum: drupe\\npear: pome\\nlemon:' --stop $'\\n'    continue a text
   limbeck describe MODEL                              its parameters, their shapes and bytes
   limbeck evaluate MODEL --tasks piqa                 a benchmark of lm-evaluation-harness
   limbeck convert model.bin FOLDER                    as a folder that other programs load
   limbeck plan shakespeare --topology v5p:4x4x4 --model 8b    what it costs on 64 chips, without any
   limbeck predict --model MODEL --task spam.jsonl --store spam.db
   limbeck lookup spam.db 'win a free phone'           an answer from before, without a model
-  limbeck audit MODEL                                 what biases it carries, told on its card
   limbeck serve spam.db                               the same over HTTP, and a page to try it on
+  limbeck audit MODEL                                 what biases it carries, told on its card
 
 A run that was interrupted goes on where it was: run the same command again.
 `limbeck COMMAND --help` says more about each.
@@ -22,8 +74,8 @@ A run that was interrupted goes on where it was: run the same command again.
 RUN = """\
 examples:
   limbeck run quickstart --task my_records.jsonl
-  limbeck run shakespeare --texts my.txt --root . --model 5m --workdir runs/mine    pretrain on a text of yours
-  limbeck run sst2 --task my_records.jsonl --model runs/mine/model                  tune it: a head for the labels
+  limbeck run shakespeare --texts my.txt --root . --model 5m --workdir runs/my_text    pretrain on a text of yours
+  limbeck run sst2 --task my_records.jsonl --model runs/my_text/model               tune it: a head for the labels
   limbeck run chat --model MODEL --chats conversations.jsonl                        tune it on conversations
   limbeck run my_experiment.py --model.width 64 --sizes 1 2 3 --scan False
   limbeck run my_experiment.py --sweep                the numbered points of its sweep
@@ -31,6 +83,11 @@ examples:
   limbeck run my_experiment.py --mesh fsdp=4 tensor=2                 over the eight devices of this machine
   limbeck run my_experiment.py --mesh fsdp=4 tensor=2 --dry-run       what would lie where, and nothing more
   limbeck run my_experiment.py --mesh fsdp=16 --hosts                 the same command on every host of a slice
+
+--mesh goes with every experiment; --hosts and --dry-run go with those of one training: a pretraining, a tuning, a
+distillation. The lesson, `adapt`, the menus and `synonyms` are of several. Any field is set by its name.
+
+{fields}
 """
 
 PLAN = """\
@@ -58,6 +115,8 @@ examples:
 The queries are a split of the task; or the rows of an input, which have the fields that the task's template names, or
 "prompt" where there is no task; or lines of the OpenAI batch format. An input is a .jsonl, .csv or .parquet file or
 tfds:NAME. Predictions that the store holds already are not computed again; an interrupted job goes on where it was.
+--hosts is a field here, and takes a value, `--hosts True`: the same command runs on several hosts, the mesh spans the
+devices of all.
 
 fields: {fields}
 A job file sets them as an experiment does: config = PredictionConfig(...), main = "limbeck.experiments.predicting:run".
@@ -78,17 +137,41 @@ examples:
   limbeck store status spam.db --model MODEL          coverage, failures; exit status 1 if MODEL has other weights
   limbeck store export spam.db spam.parquet           every prediction, by key; the same content is the same bytes
   limbeck store compact spam.db spam.serving.db       a copy for look-ups, put in the place of an older one
-  limbeck store prune spam.db --failures
+  limbeck store prune spam.db --failures              what failed is asked again by the next run of the job
   limbeck store merge spam.db part0.db part1.db       first wins; parts of other weights are refused
 """
 
 GENERATE = """\
 examples:
-  limbeck generate MODEL 'plum: drupe, lemon:' --stop ,
+  limbeck generate MODEL $'plum: drupe\\npear: pome\\nlemon:' --stop $'\\n'
   limbeck generate MODEL 'Once upon a time' --max-new-tokens 100 --temperature 0.8 --top-p 0.95 --seed 1
   limbeck generate MODEL 'What is a hesperidium?' --chat
 
 MODEL is a Hugging Face folder, one that Limbeck wrote, or a llama2.c .bin file. The text appears as it is written.
+"""
+
+REPORT = """\
+examples:
+  limbeck report runs/quickstart                      exit status 1 if one of its claims does not hold
+  limbeck report runs/adapt --record 17               one record: what every method was asked, and said
+"""
+
+LOOKUP = """\
+examples:
+  limbeck lookup spam.db 'win a free phone'
+  limbeck lookup spam.db 'win a free phone' --online    where the store lacks it, ask the model that wrote the store
+"""
+
+DESCRIBE = """\
+examples:
+  limbeck describe runs/quickstart/models/base
+  limbeck describe stories260K.bin                    its own names, and the published ones that they are stored as
+"""
+
+LINEAGE = """\
+examples:
+  limbeck lineage runs/quickstart/models/distilled    foundation, teacher, data, method, code
+  limbeck lineage runs/chat/adapter --json
 """
 
 EVALUATE = """\

@@ -60,7 +60,7 @@ def _run_on_hosts(loaded: LoadedConfig, config: Any, workdir: Path, args: argpar
         raise UserError(f"{loaded.path} is a prediction job: `limbeck predict {args.config} --hosts True` runs it")
     if not isinstance(config, PretrainingConfig | TuningConfig | DistillationConfig | TextDistillationConfig):
         raise UserError(
-            f"{loaded.path}: a {type(config).__name__} runs in one process: leave --hosts out, or run its trainings "
+            f"{loaded.path}: {type(config).__name__} runs in one process: leave --hosts out, or run its trainings "
             "by themselves (a pretraining, a tuning, a distillation)"
         )
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder(workdir) / "xla"))
@@ -179,7 +179,7 @@ def predict(args: argparse.Namespace) -> int:
     named = words[0] if words and not words[0].startswith("--") else ""
     config = load_config(named).config if named else PredictionConfig()
     if not isinstance(config, PredictionConfig):
-        raise UserError(f"{named} is no prediction job: its config is a {type(config).__name__}; `limbeck run` runs it")
+        raise UserError(f"{named} is no prediction job: its config is {type(config).__name__}; `limbeck run` runs it")
     config = override(config, words[1:] if named else words)
     folder = Path(config.store).absolute().parent
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / ".cache" / "xla"))  # read when JAX is imported

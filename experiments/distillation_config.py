@@ -9,6 +9,7 @@ from limbeck.distill.students.config import StudentConfig
 from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.errors import UserError
+from limbeck.train.config import FitConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,11 @@ class TeachingConfig:
             raise UserError(f"own={self.own}: a share of the steps, from 0 to 1")
         if self.own and self.distil.cache:
             raise UserError(f"own={self.own} asks a live teacher, and cache={self.distil.cache} is none: leave one out")
+        if self.others and self.distil.cache:
+            raise UserError(
+                f"cache={self.distil.cache} keeps what one teacher says, and others={list(self.others)} are more: "
+                "leave one out"
+            )
         if self.own and (self.shots or self.instruction):
             raise UserError("a teacher with a prompt of its own (shots, instruction) cannot read the student's answers")
 
@@ -59,6 +65,9 @@ class DistillationConfig:
     tuning: TuningConfig  # the task, and how a student is trained; its `model` is the teacher
     teaching: TeachingConfig = TeachingConfig()
 
+    def __post_init__(self) -> None:
+        check_portions(self.teaching, self.tuning.fit)
+
 
 @dataclasses.dataclass(frozen=True)
 class TextDistillationConfig:
@@ -69,6 +78,21 @@ class TextDistillationConfig:
 
     def __post_init__(self) -> None:
         teaching = self.teaching
+        check_portions(teaching, self.pretraining.fit)
         for name in ("own", "written", "transfer_tokens", "rationales", "shots", "instruction"):
             if getattr(teaching, name):
                 raise UserError(f"{name}={getattr(teaching, name)!r} is of tasks; on text a teacher is live or cached")
+
+
+def check_portions(teaching: TeachingConfig, fit: FitConfig) -> None:
+    """Raises UserError where features are matched and batches are run in portions (`make_step`'s `accumulate`).
+
+    Features are a mean over all real tokens, and portions are put together by their targets: no sum is the batch's.
+    """
+    match = teaching.match
+    asked = [f"{name}={weight:g}" for name in ("hidden", "attention", "relations") if (weight := getattr(match, name))]
+    if asked and fit.accumulate > 1:
+        raise UserError(
+            f"accumulate={fit.accumulate} weighs portions of a batch by their targets, and matched features "
+            f"({asked[0]}) are of all tokens: set accumulate=1, or leave the matching out"
+        )

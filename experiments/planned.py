@@ -72,8 +72,8 @@ def planned(config: Any, remat: Remat | None = None, length: int | None = None) 
             kind: Kind = at.task.kind if at.head else "generation"
             return _taught(config.tuning, config.teaching, remat, kind, labels_of(at))
     raise UserError(
-        f"a plan is of one training, or of a prediction job, and this is a {type(config).__name__}: name a "
-        "pretraining, a tuning or a distillation"
+        f"a plan is of one training or of a prediction job, which {type(config).__name__} is not: name a pretraining, "
+        "a tuning or a distillation"
     )
 
 
@@ -206,7 +206,8 @@ def _taught(
 
     def loss_of_model(own: ModelConfig) -> LossFn:
         live = None if distil.cache else [dataclasses.replace(each, **how) for each, _ in teachers]
-        return distillation_loss(own, live, distil, kind=kind, matching=matched)
+        known = first.vocab_size if distil.cache else None
+        return distillation_loss(own, live, distil, kind=kind, matching=matched, cached_vocab_size=known)
 
     def matchers(params: Any, key: jax.Array) -> Any:
         return add_matchers(teaching.match, student, first, params, key) if matched else params

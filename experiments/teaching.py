@@ -21,7 +21,7 @@ from limbeck.distill.students.shape import between
 from limbeck.distill.students.start import student_of, student_shape
 from limbeck.distill.teacher import distillation_loss, student_only, with_teacher
 from limbeck.experiments.answering import Setting
-from limbeck.experiments.distillation_config import TeachingConfig
+from limbeck.experiments.distillation_config import TeachingConfig, check_portions
 from limbeck.experiments.distillation_set import audited_set
 from limbeck.experiments.origins import own_lineage
 from limbeck.experiments.rundir import cache_folder, commit, plain, stage, versions
@@ -95,8 +95,9 @@ def taught_by(
     """What the teachers make of a training, for a task (`at`) or on text.
 
     Raises UserError for several teachers, a cache, matched features or own answers where the student's tokenizer is
-    another than its teacher's.
+    another than its teacher's, and as `check_portions` does.
     """
+    check_portions(config, fit)
     first = teachers[0]
 
     def taught(start: Start, sources: Sequence[tuple[Rows, float]]):
@@ -134,7 +135,14 @@ def taught_by(
             loss_fn = across_loss(start.config, first.config, config.across, **soften, first_bytes=bytes_of)
         else:
             live = None if config.distil.cache else [teacher.config for teacher in teachers]
-            loss_fn = distillation_loss(start.config, live, config.distil, kind=kind, matching=matched)
+            loss_fn = distillation_loss(
+                start.config,
+                live,
+                config.distil,
+                kind=kind,
+                matching=matched,
+                cached_vocab_size=first.config.vocab_size if config.distil.cache else None,
+            )
         if config.own:
             assert at is not None
             engine = Engine(start.config, start.params, start.tokenizer)
@@ -208,9 +216,9 @@ def task_rows(
 
 
 def check_written(config: TeachingConfig, at: Setting) -> None:
-    """Raises UserError where a teacher is to write and a head answers, or several processes hold it together."""
-    asked = {name: getattr(config, name) for name in ("own", "written", "transfer_tokens", "rationales")}
-    if at.head and (named := [f"{name}={value}" for name, value in asked.items() if value]):
+    """Raises UserError where a head answers what is of text (answers, prompts), or several processes are to write."""
+    of_text = ("own", *_WRITING, "shots", "instruction")
+    if at.head and (named := [f"{name}={value}" for name in of_text if (value := getattr(config, name))]):
         raise UserError(f"{named[0]} is of tasks that are answered in text: set head=False")
     written = [f"{name}={value}" for name in _WRITING if (value := getattr(config, name))]
     if written and jax.process_count() > 1:

@@ -6,21 +6,20 @@ prompt: only those of its last position and of the options' tokens exist, a few 
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from limbeck.inference.batches import batches, bucket, padded
-from limbeck.inference.sharing import longest_short
 from limbeck.model.cache import Cache, empty_cache
 from limbeck.model.config import ModelConfig
 from limbeck.model.decode import prefill
 from limbeck.model.hosts import on_host
 from limbeck.model.params import Params
 from limbeck.model.prefix import prefix_length
-from limbeck.model.transformer import hidden, logits, with_prefix
+from limbeck.model.transformer import hidden, hidden_of_padded, logits, with_prefix
 
 _LOGITS = 128  # tokens whose logits exist at once
 
@@ -104,7 +103,7 @@ def mean_hidden(
 @partial(jax.jit, static_argnums=0)
 def _last(config, params, tokens_BT, lengths_B, targets_BU, counts_B) -> tuple[jax.Array, jax.Array]:
     """(logprob_B, greedy_B)"""
-    hidden_BTD = _whole(config, params, tokens_BT, lengths_B)
+    hidden_BTD = hidden_of_padded(config, params, tokens_BT, lengths_B)
     U = targets_BU.shape[1]
     at_BU = jnp.minimum((lengths_B - counts_B)[:, None] + jnp.arange(U), tokens_BT.shape[1] - 1)
     found_BU = _found(config, params, jnp.take_along_axis(hidden_BTD, at_BU[:, :, None], 1), targets_BU)
@@ -140,19 +139,9 @@ def _after(config, params, tokens_BT, lengths_B, options_OBU, sizes_OB, count) -
 
 @partial(jax.jit, static_argnums=0)
 def _mean(config, params, tokens_BT, lengths_B) -> jax.Array:
-    hidden_BTD = _whole(config, params, tokens_BT, lengths_B).astype(jnp.float32)
+    hidden_BTD = hidden_of_padded(config, params, tokens_BT, lengths_B).astype(jnp.float32)
     real_BT1 = (jnp.arange(tokens_BT.shape[1]) < lengths_B[:, None])[:, :, None]
     return jnp.where(real_BT1, hidden_BTD, 0).sum(1) / lengths_B[:, None]
-
-
-def _whole(config, params, tokens_BT, lengths_B) -> jax.Array:
-    """hidden_BTD of padded rows; where turning depends on a text's length, that is its own and not the padded one."""
-    places: dict[str, Any] = {}
-    if longest_short(config) is not None:
-        slots_T = jnp.arange(tokens_BT.shape[1])
-        real_BT = slots_T < lengths_B[:, None]
-        places = {"positions_BT": jnp.where(real_BT, slots_T, 0), "segments_BT": real_BT.astype(jnp.int32)}
-    return hidden(config, params, tokens_BT, **places)[0]
 
 
 def _found(config, params, hidden_BUD, targets_BU) -> tuple[jax.Array, jax.Array]:

@@ -96,22 +96,6 @@ def unchosen(params: Mapping[str, jax.Array]) -> Params:
     return join(others | filled(cut(join(some), ())))
 
 
-def check_chosen(params: Mapping[str, jax.Array]) -> None:
-    """Raises UserError where chosen entries that came from a file do not fit: to be asked before they are used."""
-    for path, values in params.items():
-        if not path.endswith(CHOSEN):
-            continue
-        stem = path.removesuffix(CHOSEN)
-        leaf, index = piece(params, stem), params.get(stem + INDEX)
-        if leaf is None or index is None:
-            raise UserError(f"{path!r} stands without its {stem if leaf is None else stem + INDEX!r}: use whole files")
-        if values.shape != index.shape or values.dtype != jnp.float32:
-            raise UserError(
-                f"{path!r} is {values.dtype} {list(values.shape)}: float32 {list(index.shape)}, as its index, is asked"
-            )
-        check_index(stem, leaf.shape, np.asarray(index), stacked=block_path(stem) is not None)
-
-
 def check_index(where: str, shape: tuple[int, ...], index: np.ndarray, *, stacked: bool) -> None:
     """Raises UserError unless `index` is of integers, [L, k] or [k], k at least 1, ascending, within a leaf of `shape`.
 

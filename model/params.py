@@ -13,7 +13,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -151,10 +151,15 @@ def layer_names(path: str, leaf: jax.Array | jax.ShapeDtypeStruct) -> list[str]:
     return [f"blocks/{layer}/{parsed[1]}" for layer in range(start, stop)]
 
 
-def first_match(patterns: Sequence[str], params: Mapping[str, jax.Array]) -> dict[str, list[int | None]]:
+Dead = Literal["refused", "allowed"]  # of patterns that no leaf answers to
+
+
+def first_match(
+    patterns: Sequence[str], params: Mapping[str, jax.Array], dead: Dead = "refused"
+) -> dict[str, list[int | None]]:
     """For each leaf, layer by layer, the index of the first pattern that matches it, or None.
 
-    Raises UserError for a pattern that is no regular expression, and for one that no leaf answers to (a dead one).
+    Raises UserError for a pattern that is no regular expression, and for one that no leaf answers to (a `dead` one).
     """
     compiled = []
     for pattern in patterns:
@@ -173,7 +178,7 @@ def first_match(patterns: Sequence[str], params: Mapping[str, jax.Array]) -> dic
             alive.update(hits)
             matches[path].append(hits[0] if hits else None)
     for index, pattern in enumerate(patterns):
-        if index not in alive:
+        if index not in alive and dead == "refused":
             names = {name for path, leaf in params.items() for name in (path, *layer_names(path, leaf))}
             hint = nearest(pattern, names) or f"; the first are {', '.join(sorted(params)[:6])}"
             raise UserError(f"pattern {pattern!r} matches no parameter{hint}")

@@ -20,6 +20,7 @@ from limbeck.model.errors import UserError
 from limbeck.model.layers import Bottleneck, Mlp, Norm, Turn, turn
 from limbeck.model.params import runs
 from limbeck.model.prefix import USED, prefix_length
+from limbeck.model.rope import Rope
 from limbeck.model.sharding import ROWS, constrain
 
 CAPTURED = ("hidden", "q", "k", "v")  # what of every layer can be asked for
@@ -71,8 +72,8 @@ def stack(
     if c.positions == "learned":
         x_BTD = x_BTD + params["positions/embedding"].astype(c.dtype)[places_BT]
 
-    total_B = places_BT.max(1) + 1 if cache is None else cache.total_B + prefix
-    turns, turn_of_layer_L = _turns(c, places_BT, total_B)
+    total_BT = _totals(c, places_BT, segments_BT) if cache is None else (cache.total_B + prefix)[:, None]
+    turns, turn_of_layer_L = _turns(c, places_BT, total_BT)
 
     def block(carry, layer):
         x_BTD, k_piece, v_piece = carry
@@ -126,6 +127,24 @@ def stack(
     return x_BTD, cache, {name: jnp.concatenate(parts) for name, parts in captured.items()}
 
 
+def turned_by_length(config: ModelConfig) -> bool:
+    """Whether a token turns by how long its text is, and not by its place alone (longrope)."""
+    return any(rope is not None and rope.scaling == "longrope" for rope in config.layer_ropes())
+
+
+def _totals(config: ModelConfig, places_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+    """How long each token's text is, virtual tokens included: [B, 1] of whole rows, [B, T] of packed documents."""
+    if segments_BT is None or not turned_by_length(config):
+        return places_BT.max(1, keepdims=True) + 1
+
+    def row(places_T: jax.Array, segments_T: jax.Array) -> jax.Array:
+        # A document's number is any: where it begins among the sorted ones is below T. Comparing all pairs takes T^2.
+        number_T = jnp.searchsorted(jnp.sort(segments_T), segments_T)
+        return jnp.zeros_like(places_T).at[number_T].max(places_T)[number_T]
+
+    return jax.vmap(row)(places_BT, segments_BT) + 1
+
+
 def _layer_by_layer(stacked: Any, count: int) -> list[Any]:
     """The slices of a tree of leaves along their first axis; split once, so that gradients are put together once."""
     leaves, tree = jax.tree.flatten(stacked)
@@ -133,14 +152,21 @@ def _layer_by_layer(stacked: Any, count: int) -> list[Any]:
     return [jax.tree.unflatten(tree, [piece[0] for piece in row]) for row in zip(*pieces, strict=True)]
 
 
-def _turns(config: ModelConfig, positions_BT: jax.Array, total_B: jax.Array) -> tuple[Turn | None, jax.Array]:
+def _turns(config: ModelConfig, positions_BT: jax.Array, total_BT: jax.Array) -> tuple[Turn | None, jax.Array]:
     """(the distinct rotations of the layers, stacked, and which of them each layer has), worked out once for all."""
     of_layer = config.layer_ropes()
     distinct = list(dict.fromkeys(of_layer))
     which_L = jnp.asarray([distinct.index(rope) for rope in of_layer], jnp.int32)
     if distinct == [None]:
         return None, which_L
-    turns = [None if rope is None else turn(rope, config.head_dim, positions_BT, total_B) for rope in distinct]
+    turns = [None if rope is None else _turn(rope, config.head_dim, positions_BT, total_BT) for rope in distinct]
     some = next(each for each in turns if each is not None)
     still = Turn(jnp.ones_like(some.cos_BTR), jnp.zeros_like(some.sin_BTR))
     return jax.tree.map(lambda *x: jnp.stack(x), *(each or still for each in turns)), which_L
+
+
+def _turn(rope: Rope, head_dim: int, positions_BT: jax.Array, total_BT: jax.Array) -> Turn:
+    if total_BT.shape[1] == 1:
+        return turn(rope, head_dim, positions_BT, total_BT[:, 0])
+    each = turn(rope, head_dim, positions_BT.reshape(-1, 1), total_BT.reshape(-1))  # every token as a row of its own
+    return Turn(*(x.reshape(*positions_BT.shape, -1) for x in each))

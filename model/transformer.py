@@ -20,7 +20,7 @@ from limbeck.model.layers import Norm, softcap
 from limbeck.model.params import Params, runs
 from limbeck.model.prefix import PREFIX, VIRTUAL, fold_prefix, fold_prompt, is_prefix, prefix_length
 from limbeck.model.sharding import layout
-from limbeck.model.stack import CAPTURED, Block, stack
+from limbeck.model.stack import CAPTURED, Block, stack, turned_by_length
 
 
 class Output(NamedTuple):
@@ -92,11 +92,27 @@ def hidden(
     """(hidden_BTD after the final norm, the cache with the new tokens in it): a forward pass without the head.
 
     `positions_BT` counts from the row's start, or from `cache.length_B` with a cache; `segments_BT` numbers packed
-    documents, which do not see each other. Virtual tokens (see `prefix.py`) are before each of them and not in what is
-    given back. Raises UserError for more tokens than the model has positions.
+    documents, which do not see each other; with longrope each turns by its own length. Virtual tokens (see `prefix.py`)
+    are before each of them and not in what is given back. Raises UserError for more tokens than the model has
+    positions.
     """
     hidden_BTD, cache, _ = _forward(config, params, tokens_BT, positions_BT, segments_BT, cache, ())
     return hidden_BTD, cache
+
+
+def hidden_of_padded(
+    config: ModelConfig, params: Mapping[str, jax.Array], tokens_BT: jax.Array, lengths_B: jax.Array
+) -> jax.Array:
+    """hidden_BTD of right-padded texts, `hidden` of each alone up to its length; what padding holds means nothing.
+
+    Where turning depends on a text's length, that is its own and not the padded one. Raises UserError as `hidden` does.
+    """
+    if not turned_by_length(config):  # each token sees only those before it, so padding is seen by none that counts
+        return hidden(config, params, tokens_BT)[0]
+    slots_T = jnp.arange(tokens_BT.shape[1])
+    real_BT = slots_T < lengths_B[:, None]
+    positions_BT, segments_BT = jnp.where(real_BT, slots_T, 0), real_BT.astype(jnp.int32)
+    return hidden(config, params, tokens_BT, positions_BT=positions_BT, segments_BT=segments_BT)[0]
 
 
 def captured(
@@ -227,6 +243,6 @@ def classify(
     value of a regression. Raises UserError for a model without such a head."""
     if not config.labels:
         raise UserError("the model has no head for classification or regression: its config names no labels")
-    hidden_BTD, _ = hidden(config, params, tokens_BT)
+    hidden_BTD = hidden_of_padded(config, params, tokens_BT, lengths_B)
     last_BD = hidden_BTD[jnp.arange(tokens_BT.shape[0]), lengths_B - 1]
     return jnp.dot(last_BD, head_kernel(params).astype(last_BD.dtype), preferred_element_type=jnp.float32)

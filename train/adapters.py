@@ -184,8 +184,6 @@ def _folded(
     """(kernel [L, in, out], bias [L, out] or None) of what `added.beside` computes as one product, in float32."""
     original, kernel = kernel, kernel.astype(jnp.float32)
     bias = None if bias is None else bias.astype(jnp.float32)
-    if "ia3_in" in leaves:
-        kernel = kernel * leaves["ia3_in"][:, :, None]
     if "lora_a" in leaves:
         scale = leaves["lora_scale"][:, None, None]
         kernel = kernel + scale * jnp.matmul(leaves["lora_a"], leaves["lora_b"])
@@ -197,6 +195,9 @@ def _folded(
     if "vera_d" in leaves:
         a, p = leaves["vera_a"][: kernel.shape[1]], leaves["vera_p"][:, : kernel.shape[2]]
         kernel = kernel + jnp.einsum("ir,lr,ro,lo->lio", a, leaves["vera_d"], p, leaves["vera_b"])
+    # The module's input is multiplied before any product, so what stands beside the kernel takes the factors too.
+    if "ia3_in" in leaves:
+        kernel = kernel * leaves["ia3_in"][:, :, None]
     if "ia3_out" in leaves:
         kernel = kernel * leaves["ia3_out"][:, None]
         bias = None if bias is None else bias * leaves["ia3_out"]

@@ -21,7 +21,8 @@ class OptimConfig:
     warmup: float = 0.05  # share of the steps
     final: float = 0.1
     weight_decay: float = 0.0
-    decays: tuple[str, ...] = (".*/kernel", ".*/embedding", ".*/lora_[ab]")  # patterns of what decays
+    # Patterns of what decays: of leaves or single layers, as a Selection's, but one that matches nothing is no mistake.
+    decays: tuple[str, ...] = (".*/kernel", ".*/embedding", ".*/lora_[ab]")
     rates: tuple[tuple[str, float], ...] = ()  # (pattern, factor on the learning rate of what it matches first)
     clip: float | None = 1.0  # global norm of the gradient
     b1: float = 0.9

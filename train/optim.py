@@ -1,15 +1,17 @@
 """The optimiser that a config describes, over the trainable parameters alone."""
 
-import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers
 
 from limbeck.model.chosen import CHOSEN
-from limbeck.model.params import Params, block_path
+from limbeck.model.errors import UserError
+from limbeck.model.params import Dead, Params, block_path, first_match
 from limbeck.train.config import OptimConfig
 
 
@@ -33,61 +35,100 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     momentum and without scaling by the parameters, so that AdamW's learning rates carry over; Lion (Chen et al. 2023,
     arXiv 2302.06675; its learning rates are 3 to 10 times smaller); momentum SGD; or Muon (Jordan et al. 2024) for the
     kernels inside the blocks, its updates scaled to AdamW's size (arXiv 2502.16982), and AdamW for every other leaf.
+
+    Its `init` raises UserError for a pattern that is no regular expression, and for one of `rates` that no leaf
+    answers to. With `skip` its `update` takes `sound`, as `make_step` gives it.
     """
-
-    def decay_mask(params: Params) -> dict[str, bool]:
-        # One list serves every selection of what trains, so a pattern without a leaf is no mistake here.
-        # Chosen entries decay where the leaf that they are of would.
-        return {
-            path: any(re.fullmatch(pattern, path.removesuffix(CHOSEN)) for pattern in config.decays) for path in params
-        }
-
-    rate, decay = schedule(config, steps), config.weight_decay
+    decayed = _decayed(config.decays, config.weight_decay)
     match config.name:
         case "adamw":
-            rule = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=decay, mask=decay_mask)
+            rule = [optax.scale_by_adam(config.b1, config.b2, config.eps), decayed]
         case "adafactor":
-            rule = optax.chain(
-                optax.scale_by_factored_rms(),
-                optax.clip_by_block_rms(1.0),
-                optax.add_decayed_weights(decay, decay_mask),
-                optax.scale_by_learning_rate(rate),
-            )
+            rule = [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), decayed]
         case "lion":
-            rule = optax.lion(rate, config.b1, config.b2, weight_decay=decay, mask=decay_mask)
+            rule = [optax.scale_by_lion(config.b1, config.b2), decayed]
         case "muon":
-            rule = optax.contrib.muon(
-                rate,
-                weight_decay=decay,
-                weight_decay_mask=decay_mask,
+            # optax's own decay heeds no mask outside of Muon's leaves. -1: the direction alone, uphill as the others.
+            muon = optax.contrib.muon(
+                -1.0,
+                eps=config.eps,
                 adam_b1=config.b1,
                 adam_b2=config.b2,
-                adam_weight_decay=decay,
-                adam_learning_rate=rate,
                 # optax types this as a tree of arrays and documents it as a tree of MuonDimensionNumbers.
                 muon_weight_dimension_numbers=_matrices,  # pyright: ignore[reportArgumentType]
                 consistent_rms=0.2,
             )
+            rule = [muon, decayed]
         case "sgd":
-            rule = optax.chain(optax.add_decayed_weights(decay, decay_mask), optax.sgd(rate, config.b1))
+            rule = [decayed, optax.trace(config.b1)]
     parts = [] if config.clip is None else [optax.clip_by_global_norm(config.clip)]
-    parts += [rule, _paced(config.rates)] if config.rates else [rule]
+    parts += [*rule, optax.scale_by_learning_rate(schedule(config, steps))]
+    parts += [_paced(config.rates)] if config.rates else []
     parts += [averaging(config.average)] if config.average else []
     optimizer = optax.chain(*parts)
-    # The loop counts what is left out and ends the run; optax itself would apply such an update after so many.
-    return optax.apply_if_finite(optimizer, jnp.iinfo(jnp.int32).max) if config.skip else optimizer
+    return _guarded(optimizer) if config.skip else optimizer
 
 
-def _paced(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
-    """Multiplies the updates of the leaves that a pattern matches by its factor; the first that matches counts."""
+def _decayed(patterns: Sequence[str], decay: float) -> optax.GradientTransformation:
+    """Adds `decay` times the parameter to the updates of the leaves, or of their layers, that a pattern matches."""
+    rules = [(pattern, decay) for pattern in patterns]
 
-    def factor(path: str) -> float:
-        return next((factor for pattern, factor in rates if re.fullmatch(pattern, path)), 1.0)
+    def one(path: str, update: jax.Array, leaf: jax.Array) -> jax.Array:
+        # Chosen entries decay where the leaf that they are of would: they have its layers.
+        factor = _by_layer(rules, path.removesuffix(CHOSEN), leaf, otherwise=0.0)
+        return update + factor * leaf if np.any(factor) else update
 
     def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
-        return {path: factor(path) * u for path, u in updates.items()}, state
+        return {path: one(path, u, params[path]) for path, u in updates.items()}, state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    # One list serves every selection of what trains, so a pattern without a leaf is no mistake here.
+    return optax.GradientTransformation(lambda params: _checked("decays", rules, params, dead="allowed"), update)
+
+
+def _paced(rates: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+    """Multiplies the updates of the leaves, or of their layers, by the factor of the first pattern that matches."""
+
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+        return {path: _by_layer(rates, path, u, otherwise=1.0) * u for path, u in updates.items()}, state
+
+    return optax.GradientTransformation(lambda params: _checked("rates", rates, params, dead="refused"), update)
+
+
+_Rules = Sequence[tuple[str, float]]
+
+
+def _checked(setting: str, rules: _Rules, params: Params, dead: Dead) -> optax.EmptyState:
+    """No state; raises UserError for patterns that are none."""
+    try:
+        first_match([pattern for pattern, _ in rules], params, dead=dead)
+    except UserError as error:
+        raise UserError(f"{setting}, among what trains: {error}") from error
+    return optax.EmptyState()
+
+
+def _by_layer(rules: _Rules, path: str, leaf: jax.Array, *, otherwise: float) -> float | np.ndarray:
+    """What the first pattern that matches a leaf says: a number, or where its layers differ [L, 1, ...]."""
+    hits = first_match([pattern for pattern, _ in rules], {path: leaf}, dead="allowed")[path]
+    values = [otherwise if hit is None else rules[hit][1] for hit in hits]
+    if len(set(values)) == 1:
+        return values[0]
+    return np.array(values, leaf.dtype).reshape(-1, *(1,) * (leaf.ndim - 1))
+
+
+def _guarded(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The same, but a step that is not `sound` (an argument of `update`) changes neither parameters nor state.
+
+    `optax.apply_if_finite` looks at the gradient's entries alone: their norm, and the loss, may be infinite.
+    """
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, sound: jax.Array | bool = True, **_: Any
+    ) -> tuple[Any, Any]:
+        moves, new = optimizer.update(updates, state, params)
+        moves = jax.tree.map(lambda move: jnp.where(sound, move, jnp.zeros_like(move)), moves)
+        return moves, jax.tree.map(lambda one, other: jnp.where(sound, one, other), new, state)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 class Average(NamedTuple):

@@ -22,7 +22,6 @@ PrefixInit = Literal["random", "text"]
 PROMPT_TRAINS = (r"prompt/embedding",)
 P_TUNING_TRAINS = (r"prompt/.*",)
 PREFIX_TRAINS = (r"blocks/attn/prefix_[kv]",)
-REPARAMETERISED_PREFIX_TRAINS = (r"prefix/.*",)
 
 
 def add_prompt(
@@ -95,8 +94,8 @@ def add_prefix(
 
     They begin as the keys and values of a text ("text": the model then computes what it does with that text before
     every other), or as normal noise of deviation `scale` ("random"). With `hidden`, what trains is an MLP of that
-    width (`prefix/...`), whose output is added to them and begins at zero; `fold_prefix` adds it up after training.
-    Raises UserError as `add_prompt` does.
+    width (the leaves `prefix/.*`), whose output is added to them and begins at zero; `fold_prefix` adds it up after
+    training. Raises UserError as `add_prompt` does.
     """
     _check_new(config, params, length)
     one_of("init", init, get_args(PrefixInit))

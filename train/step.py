@@ -76,11 +76,13 @@ def make_step(
     Only `state.trainable` is differentiated: there is no gradient and no optimiser state of a frozen parameter.
     The key is folded with the step's number, so the caller passes the same one each time. With `accumulate` the batch
     is run in as many portions, whose gradients are put together by the portions' weights: the step is that of the
-    whole batch. `like`, a state on a mesh or its shapes, says how the new states lie there: as it does, and gradients
-    as their parameters; metrics are whole on every device. Metrics: the loss function's, `grad_norm`, and
-    `grad_norms_P` of the leaves in order of their paths.
+    whole batch, so long as the loss is a mean by `metrics["weight"]` (matched features are not). `like`, a state on a
+    mesh or its shapes, says how the new states lie there: as it does, and gradients as their parameters; metrics are
+    whole on every device. Metrics: the loss function's, `grad_norm`, and `grad_norms_P` of the leaves in order of
+    their paths.
     """
     where = None if like is None else _shardings(like)
+    guardable = optax.with_extra_args_support(optimizer)  # only one that leaves steps out asks whether a step is sound
 
     def gradients_of(trainable: Params, frozen: Params, batch: Batch, key: jax.Array) -> tuple[Params, Metrics]:
         return jax.grad(lambda own: loss_fn(merge(own, frozen), batch, key), has_aux=True)(trainable)
@@ -107,10 +109,11 @@ def make_step(
         gradients, metrics = compute(state.trainable, frozen, batch, jax.random.fold_in(key, state.step))
         if where is not None:
             gradients = jax.lax.with_sharding_constraint(gradients, where.trainable)
-        updates, opt = optimizer.update(gradients, state.opt, state.trainable)
-        trainable = cast(Params, optax.apply_updates(state.trainable, updates))
         norms_P = jnp.stack([jnp.sqrt(jnp.sum(jnp.square(gradients[path]))) for path in sorted(gradients)])
         metrics = {**metrics, "grad_norm": jnp.linalg.norm(norms_P), "grad_norms_P": norms_P}
+        sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        updates, opt = guardable.update(gradients, state.opt, state.trainable, sound=sound)
+        trainable = cast(Params, optax.apply_updates(state.trainable, updates))
         return State(state.step + 1, trainable, opt), metrics
 
     if where is None:

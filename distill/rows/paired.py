@@ -22,7 +22,7 @@ from limbeck.prompting.demonstrations import choose
 from limbeck.tasks.tables import OnBadRow
 from limbeck.tasks.task import Record, Task
 from limbeck.train.data import Arrays, Rows, place
-from limbeck.train.examples import Example, completions, documents
+from limbeck.train.examples import Example, completions
 
 
 class Pair(NamedTuple):
@@ -73,27 +73,6 @@ def prompt_distillation(
     return pack_pairs(pairs, length, teacher_length, on_bad_row)
 
 
-def two_tokenizers(
-    texts: Sequence[str],
-    student_tokenizer: Tokenizer,
-    teacher_tokenizer: Tokenizer,
-    *,
-    length: int,
-    teacher_length: int,
-    places: Sequence[str] = (),
-    on_bad_row: OnBadRow = "error",
-) -> Rows:
-    """Plain text, as `train.examples.documents` makes of it, in the tokens of both: aligned where both end at one byte.
-
-    `places` says where each text was read. Raises UserError for a kind of tokenizer that cannot be aligned, and one
-    that names a text that is too long or that a tokenizer does not give back byte for byte but for spaces that it put
-    in; with "skip" such a text is left out.
-    """
-    sides = [documents(texts, tokenizer, places) for tokenizer in (student_tokenizer, teacher_tokenizer)]
-    pairs, skipped = _aligned(sides, texts, student_tokenizer, teacher_tokenizer, on_bad_row)
-    return pack_pairs(pairs, length, teacher_length, on_bad_row, skipped)
-
-
 def two_tokenizers_on_task(
     task: Task,
     records: Sequence[Record],
@@ -104,7 +83,12 @@ def two_tokenizers_on_task(
     teacher_length: int,
     on_bad_row: OnBadRow = "error",
 ) -> Rows:
-    """`two_tokenizers` of task records, as `train.examples.completions` makes of them: the answer is aligned."""
+    """Task records, as `train.examples.completions` makes of them, in the tokens of both: answers are aligned.
+
+    The student's place is the teacher's at which both have read the same bytes. Raises UserError for a kind of
+    tokenizer that cannot be aligned, and one that names a record that is too long or that a tokenizer does not give
+    back byte for byte but for spaces that it put in; with "skip" such a record is left out.
+    """
     sides = [completions(task, records, tokenizer) for tokenizer in (student_tokenizer, teacher_tokenizer)]
     texts = [task.prompt(record) + task.target(record) + task.template.separator for record in records]
     pairs, skipped = _aligned(sides, texts, student_tokenizer, teacher_tokenizer, on_bad_row)

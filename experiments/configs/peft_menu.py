@@ -1,4 +1,4 @@
-"""Every way of tuning but `entries` side by side, on the built-in world: completing "lemon:" with "citrus".
+"""Every way of tuning but `head` and `entries` side by side, on the built-in world: "lemon:" ends in "hesperidium".
 
 Quality, what trains, memory and time of a step, and bytes to keep. Low ranks, so that adapters of a small model are a
 small share of it. Each way's learning rate is a factor on full tuning's (train/methods.py); the factors come from this

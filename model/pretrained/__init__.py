@@ -10,7 +10,6 @@ from limbeck.model.pretrained.folder import (
     save_pretrained,
     shapes_at,
     stored_lineage,
-    to_published,
 )
 
 __all__ = [
@@ -23,5 +22,4 @@ __all__ = [
     "save_pretrained",
     "shapes_at",
     "stored_lineage",
-    "to_published",
 ]

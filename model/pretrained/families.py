@@ -1,7 +1,7 @@
 """The published families, one declarative entry each: how their config.json and their tensors are called.
 
 What a family leaves out of its config means what its publishers' code takes it to mean, which is written down here as
-`omitted`. How an entry is read and written is in `published.py`.
+`omitted`. `config_json.py` reads and writes a config by its entry, `layout.py` the tensors.
 
 Sources: the checkpoints' own config files and names, and the modelling code of Hugging Face transformers 5.
 """

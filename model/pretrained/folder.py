@@ -181,11 +181,6 @@ def add_to_card(
     return write_card(folder, describe(folder)[0], lineage, sections, results) if lineage else None
 
 
-def to_published(config: ModelConfig, params: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
-    """The parameters (or anything of their shapes, such as gradients) under published names and in published layout."""
-    return {tensor.name: tensor.make() for tensor in _to_be_written(config, join(params))[1]}
-
-
 class Leaf(NamedTuple):
     """A parameter as `describe` tells it; `stored_as` is the tensor that holds it, with {} for the layer."""
 

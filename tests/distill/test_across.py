@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from paired_texts import paired_texts
 
 from limbeck.distill.across import Across, across, across_loss
 from limbeck.distill.chunked import chunked_loss
-from limbeck.distill.rows.paired import two_tokenizers
 from limbeck.distill.rows.token_bytes import NO_BYTE, first_byte_V
 from limbeck.distill.teacher import with_teacher, without_teacher
 from limbeck.model.config import ModelConfig
@@ -157,7 +157,7 @@ PARAMS = with_teacher(
     init(CONFIGS[0], jax.random.key(1)),
     {path: 3 * leaf for path, leaf in init(CONFIGS[1], jax.random.key(2)).items()},
 )
-ROWS = two_tokenizers(TEXTS, SMALL, LARGE, length=56, teacher_length=44)
+ROWS = paired_texts(TEXTS, SMALL, LARGE, length=56, teacher_length=44)
 BATCH = batches(ROWS, 4, seed=0)(0)
 
 
@@ -302,7 +302,7 @@ def test_equal_distributions_have_no_divergence(kind):
 
 
 def test_a_teacher_with_the_student_s_tokenizer_reads_the_student_s_rows():
-    rows = two_tokenizers(TEXTS, SMALL, SMALL, length=56, teacher_length=56)
+    rows = paired_texts(TEXTS, SMALL, SMALL, length=56, teacher_length=56)
     batch = batches(rows, 4, seed=0)(0)
     assert (batch["teacher_tokens_BS"] == batch["tokens_BT"]).all()
     assert (batch["teacher_at_BT"] == np.where(batch["segments_BT"] > 0, np.arange(56), -1)).all()

@@ -1,3 +1,4 @@
+import argparse
 import itertools
 import json
 import os
@@ -75,19 +76,43 @@ with contextlib.suppress(SystemExit):
     main(["--help"])
 main(["run", "no_such_experiment"])
 import limbeck.experiments.commands, limbeck.experiments.rundir
-print([name for name in ("jax", "numpy", "orbax", "pyarrow", "matplotlib") if name in sys.modules])
+heavy = ["jax", "orbax", "pyarrow", "matplotlib"]
+print([name for name in [*heavy, "numpy"] if name in sys.modules])
+with contextlib.suppress(SystemExit):
+    main(["run", "sst2", "--help"])  # a config's own modules need numpy
+print([name for name in heavy if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    lines = done.stdout.splitlines()
+    assert "[]" in lines[:-1] and lines[-1] == "[]" and "  --tuning full" in lines
 
 
-def test_every_example_of_the_help_is_a_command_line_that_parses(capsys) -> None:
-    for command in ("", "run", "plan", "predict", "serve", "generate", "evaluate", "audit"):
-        with pytest.raises(SystemExit):
-            main([*command.split(), "--help"])
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    examples = [line.split("   ")[0] for line in lines if line.startswith("limbeck ") and "[" not in line]
-    assert len(examples) > 8
+def parsers(parser: argparse.ArgumentParser, words: str = "") -> dict[str, argparse.ArgumentParser]:
+    """The parser of every command by its words, `store prune` among them."""
+    groups = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    inner = {f"{words} {name}".strip(): each for group in groups for name, each in group.choices.items()}
+    below = [parsers(each, name) for name, each in inner.items()]
+    return inner | {name: each for found in below for name, each in found.items()}
+
+
+COMMANDS = parsers(build_parser())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_shows_it_and_explains_each_word_it_takes(command: str) -> None:
+    assert f"  limbeck {command} " in (COMMANDS[command].epilog or "")
+    unexplained = [action.dest for action in COMMANDS[command]._actions if not action.help]
+    assert unexplained in ([], ["what"])  # the commands of `store` are explained one by one
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_example_of_the_help_is_a_command_line_that_parses(command: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    _, _, told = capsys.readouterr().out.partition("examples:")
+    lines = [line.strip() for line in told.splitlines()]
+    examples = [line.split("   ")[0] for line in lines if line.startswith("limbeck ")]
+    assert examples
     for example in examples:
         args, rest = build_parser().parse_known_args(shlex.split(example)[1:])
         if args.command == "predict":
@@ -96,8 +121,25 @@ def test_every_example_of_the_help_is_a_command_line_that_parses(capsys) -> None
             override(PredictionConfig() if args.config == "my_job.py" else load_config(args.config).config, rest)
         elif args.command == "audit":
             override(AuditConfig(), list(itertools.dropwhile(lambda word: not word.startswith("--"), rest)))
+        elif args.command == "run" and not args.config.endswith(".py"):
+            override(load_config(args.config).config, rest)
         else:
             assert args.command == "run" or not rest
+
+
+def test_the_help_of_an_experiment_lists_its_fields_and_their_values(experiment: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", experiment, "--help"])
+    assert capsys.readouterr().out.endswith("have:\n  --seed 0\n  --seconds 0.0\n")
+    with pytest.raises(SystemExit):
+        main(["run", "chat", "-h"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "  --fit.batch-size 16" in lines and "  --prompts ''" in lines
+    config = load_config("chat").config
+    [told] = [line.split() for line in lines if line.startswith("  --on-bad-row ")]
+    assert override(config, told) == config
+    assert main(["run", "chatt", "--help"]) == 2
+    assert capsys.readouterr().err.startswith("limbeck: no experiment file 'chatt'; did you mean 'chat'?")
 
 
 def test_a_run_takes_overrides_and_returns_its_status(experiment: str, capsys) -> None:

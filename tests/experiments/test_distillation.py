@@ -1,20 +1,25 @@
 """Students of a teacher from its folder to the report: on tasks with a head and in text, and on plain text."""
 
+import dataclasses
 import json
 import re
+from functools import partial
 
 import jax
 import pytest
 
 from limbeck.distill.config import DistilConfig
+from limbeck.distill.match_config import MatchConfig
 from limbeck.distill.students.config import StudentConfig
 from limbeck.evaluation.report import load_report
+from limbeck.experiments.adaptation_config import AdaptationConfig
 from limbeck.experiments.answering import Setting
 from limbeck.experiments.cli import main
-from limbeck.experiments.distillation_config import TeachingConfig
+from limbeck.experiments.distillation_config import DistillationConfig, TeachingConfig, TextDistillationConfig
 from limbeck.experiments.origins import lineage_at
+from limbeck.experiments.pretraining_config import PretrainingConfig
 from limbeck.experiments.start import Start
-from limbeck.experiments.teaching import task_rows, training_records
+from limbeck.experiments.teaching import task_rows, taught_by, training_records
 from limbeck.experiments.tuning_config import TuningConfig
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
@@ -137,9 +142,12 @@ def test_reasons_and_queries_of_the_teacher_are_rows_to_learn_from(data, tmp_pat
     assert {record["label"] for record in written} <= {"even", "odd"} and written
 
 
-def test_what_only_a_model_that_writes_can_give_is_refused_under_a_head(data, teacher, tmp_path, capsys):
-    assert distilled(tmp_path / "run", data, teacher, "--shares", "0.5", "--transfer-tokens", "40") == 2
-    assert "transfer_tokens=40 is of tasks that are answered in text: set head=False" in capsys.readouterr().err
+@pytest.mark.parametrize("asked", [("transfer-tokens", "40"), ("shots", "2"), ("instruction", "Even?")], ids=" ".join)
+def test_what_is_only_of_a_model_that_writes_is_refused_under_a_head(asked, data, teacher, tmp_path, capsys):
+    name, value = asked
+    assert distilled(tmp_path / "run", data, teacher, "--shares", "0.5", f"--{name}", value) == 2
+    told = f"{name.replace('-', '_')}={value} is of tasks that are answered in text: set head=False"
+    assert told in capsys.readouterr().err
 
 
 def test_a_student_with_a_shape_of_its_own_is_the_only_one():
@@ -173,11 +181,34 @@ def test_a_teacher_without_the_tasks_head_is_refused(data, tmp_path, capsys):
     assert "has a head for: none" in (error := capsys.readouterr().err) and "tune it for the task first" in error
 
 
+@pytest.mark.parametrize("term", ["hidden", "attention", "relations"])
+def test_features_are_not_matched_in_portions_of_a_batch(term, tmp_path, capsys):
+    """Portions are weighed by their targets and features are of all tokens, so the step is another than the batch's."""
+    match, parts = dataclasses.replace(MatchConfig(), **{term: 2.0}), FitConfig(accumulate=2)
+    matched = TeachingConfig(match=match, shares=(0.5,))
+    of_task, on_text = TuningConfig("x", "m", parts), PretrainingConfig(parts, texts=("x",))
+    def adapted(teaching):
+        return AdaptationConfig(of_task, teaching=teaching)
+
+    for build in (partial(DistillationConfig, of_task), partial(TextDistillationConfig, on_text), adapted):
+        with pytest.raises(UserError, match=rf"^accumulate=2 .* \({term}=2\)[^\n]*: set accumulate=1"):
+            build(matched)
+        build(TeachingConfig(shares=(0.5,)))
+    whole = dataclasses.replace(of_task, fit=FitConfig())
+    assert DistillationConfig(whole, matched).teaching.match == matched.match
+    with pytest.raises(UserError, match="accumulate=2"):
+        taught_by([], matched, parts, tmp_path, 0)  # before anything of the teachers is looked at
+    words = ["--fit.accumulate", "2", f"--{term}", "2", "--model", str(tmp_path / "none"), "--workdir", str(tmp_path)]
+    assert main(["run", "distil_sst2", *words]) == 2
+    assert f"({term}=2) are of all tokens: set accumulate=1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
         ({"own": 1.5}, "own=1.5"),
         ({"own": 0.5, "distil": DistilConfig(cache="topk")}, "asks a live teacher"),
+        ({"others": ("b",), "distil": DistilConfig(cache="topk")}, r"cache=topk .* others=\['b'\] are more"),
         ({"own": 0.5, "shots": 2}, "cannot read the student's answers"),
         ({"student": StudentConfig(start="pruned")}, "is the teacher: give params=0.5"),
         ({"transfer_tokens": -1}, "transfer_tokens=-1"),

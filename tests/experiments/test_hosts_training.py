@@ -192,7 +192,7 @@ def test_what_keeps_the_leader_from_its_folder_ends_all(tmp_path, monkeypatch):
 
 def test_an_experiment_of_many_parts_runs_in_one_process(tmp_path, capsys):
     assert main(["run", "quickstart", "--workdir", str(tmp_path / "run"), "--mesh", "data=8", "--hosts"]) == 2
-    assert "a LessonConfig runs in one process: leave --hosts out" in capsys.readouterr().err
+    assert "quickstart.py: LessonConfig runs in one process: leave --hosts out" in capsys.readouterr().err
 
 
 def test_hosts_need_a_mesh(tmp_path, capsys):

@@ -150,6 +150,16 @@ def test_a_student_beside_its_teacher(teaching, beside, folder):
     )
 
 
+def test_a_cached_teacher_s_vocabulary_is_that_of_the_plan(folder, tmp_path):
+    """A student with more ids is compared over the teacher's, as many as each."""
+    wide = dataclasses.replace(CONFIG, vocab_size=CONFIG.vocab_size + 20)
+    save_pretrained(tmp_path, wide, init(wide, jax.random.key(0)))
+    student = StudentConfig(start=str(tmp_path))
+    for kept in (DistilConfig(cache="topk"), DistilConfig()):
+        plan = planned(TextDistillationConfig(text(folder), TeachingConfig(kept, student=student)))
+        assert f"x{CONFIG.vocab_size}xf32>" in plan.lower(make_mesh(SIZES)).as_text()
+
+
 def test_a_task_is_distilled_with_its_head(folder):
     with pytest.raises(UserError):  # a teacher that has none is told in a run; a plan gives it one
         planned(DistillationConfig(of_task(folder), TeachingConfig(student=StudentConfig(params=0.5), shots=2)))
@@ -182,7 +192,7 @@ def test_what_is_kept_of_the_best_is_counted(folder):
 
 
 def test_an_experiment_of_several_trainings_is_refused():
-    with pytest.raises(UserError, match="a plan is of one training, or of a prediction job, and this is a Lesson"):
+    with pytest.raises(UserError, match="a plan is of one training or of a prediction job, which LessonConfig is not"):
         planned(load_config("quickstart").config)
 
 

@@ -11,6 +11,7 @@ from limbeck.inference import classify as module
 from limbeck.inference.classify import answer, score
 from limbeck.model.config import ModelConfig
 from limbeck.model.errors import UserError
+from limbeck.model.rope import Rope
 from limbeck.model.tokenizer import byte_tokenizer
 from limbeck.model.transformer import hidden, init
 from limbeck.tasks.task import Task
@@ -39,6 +40,16 @@ def test_a_score_is_that_of_the_text_alone(monkeypatch):
     scores_NC = score(CONFIG, PARAMS, texts)
     for text, got_C in zip(texts, scores_NC, strict=True):
         hidden_BTD, _ = hidden(CONFIG, PARAMS, jnp.asarray([text]))
+        np.testing.assert_allclose(got_C, hidden_BTD[0, -1] @ PARAMS["score/kernel"], atol=2e-5)
+
+
+def test_a_score_is_that_of_the_text_alone_where_turning_depends_on_its_length():
+    """A text of 18 goes in a row of 32, and longrope turns texts of more than 20 otherwise."""
+    rope = Rope(scaling="longrope", original_max_len=20, short_factor=(1.0,) * 4, long_factor=(8.0,) * 4)
+    config = dataclasses.replace(CONFIG, rope=rope)
+    texts = [np.random.default_rng(n).integers(1, 200, n).tolist() for n in (18, 21, 31, 16)]
+    for text, got_C in zip(texts, score(config, PARAMS, texts), strict=True):
+        hidden_BTD, _ = hidden(config, PARAMS, jnp.asarray([text]))
         np.testing.assert_allclose(got_C, hidden_BTD[0, -1] @ PARAMS["score/kernel"], atol=2e-5)
 
 

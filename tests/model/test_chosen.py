@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from limbeck.model import transformer
-from limbeck.model.chosen import CHOSEN, INDEX, LARGEST, check_chosen, check_index, choose, filled, layout, unchosen
+from limbeck.model.chosen import CHOSEN, INDEX, LARGEST, check_index, choose, filled, layout, unchosen
 from limbeck.model.config import ModelConfig
 from limbeck.model.decode import generate, greedy
 from limbeck.model.errors import UserError
@@ -233,19 +233,3 @@ def test_a_leaf_of_too_many_entries_is_refused():
     assert layout("x", (2, 3), stacked=False) == (1, 6)
     with pytest.raises(UserError, match=f"2,147,483,648 in a layer are more than {LARGEST:,}"):
         check_index("x", (2, 2**16, 2**15), np.zeros((2, 1), np.int32), stacked=True)
-
-
-def test_chosen_entries_out_of_a_file_are_looked_at():
-    good = choose(BASE, some(BASE, "norm/scale", "blocks/attn/q/kernel"))
-    check_chosen(good)
-    for change, words in [
-        ({"norm/scale_index": None}, "without its 'norm/scale_index'"),
-        ({"norm/scale": None}, "without its 'norm/scale'"),
-        ({"norm/scale_index": jnp.array([0, 1, 2, 3, 16])}, "0 to 16"),
-        ({"norm/scale_chosen": jnp.zeros(4)}, r"is float32 \[4\]: float32 \[5\]"),
-        ({"norm/scale_chosen": jnp.zeros(5, jnp.bfloat16)}, r"is bfloat16 \[5\]"),
-        ({"blocks/attn/q/kernel_index": jnp.zeros((3, 5), jnp.int32)}, "ascending"),
-    ]:
-        bad = {path: leaf for path, leaf in {**good, **change}.items() if leaf is not None}
-        with pytest.raises(UserError, match=words):
-            check_chosen(bad)

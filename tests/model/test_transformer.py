@@ -144,6 +144,45 @@ def test_packed_documents_do_not_see_each_other(variant):
     np.testing.assert_allclose(packed[:, 5:], apply(config, params, b).logits_BTV, atol=1e-5)
 
 
+LONGROPE = Rope(scaling="longrope", original_max_len=16, short_factor=(1.0,) * 4, long_factor=(3.0,) * 4)
+
+
+@pytest.mark.parametrize("lengths", [(10, 20), (20, 10), (16, 17, 5)])
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (70_000, 9, 41)], ids=["in order", "any"])
+def test_a_packed_document_turns_by_its_own_length(lengths, numbers):
+    """Longrope has other angles for longer texts: those of a short one beside a long one are those of it alone."""
+    config, params = build(rope=LONGROPE, local_rope=Rope(), window=12, global_layers=(1,), max_len=48)
+    documents = [tokens(1, length, seed=length) for length in lengths]
+    numbers = numbers[: len(lengths)]
+    packed = apply(
+        config,
+        params,
+        jnp.concatenate([*documents, jnp.zeros((1, 3), jnp.int32)], 1),
+        positions_BT=jnp.concatenate([*map(jnp.arange, lengths), jnp.zeros(3, jnp.int32)])[None],
+        segments_BT=jnp.repeat(jnp.asarray((*numbers, 0)), jnp.asarray((*lengths, 3)))[None],
+    ).logits_BTV
+    long = dataclasses.replace(config, rope=dataclasses.replace(LONGROPE, original_max_len=1))
+    short = dataclasses.replace(config, rope=dataclasses.replace(LONGROPE, original_max_len=48))
+    end = 0
+    for document, length in zip(documents, lengths, strict=True):
+        alone = apply(config, params, document).logits_BTV
+        np.testing.assert_allclose(packed[:, end : end + length], alone, atol=1e-5)
+        by_hand, other = (long, short) if length > 16 else (short, long)
+        np.testing.assert_allclose(alone, apply(by_hand, params, document).logits_BTV, atol=1e-5)
+        assert np.abs(alone - apply(other, params, document).logits_BTV).max() > 1e-3
+        end += length
+
+
+def test_a_class_is_of_the_text_and_not_of_how_far_it_is_padded():
+    config, params = build(rope=dataclasses.replace(LONGROPE, original_max_len=20), labels=("no", "yes"))
+    params = {**params, "score/kernel": jax.random.normal(jax.random.key(7), (16, 2))}
+    texts, lengths = tokens(3, 32), (18, 21, 20)
+    scores_BC = transformer.classify(config, params, texts, jnp.asarray(lengths))
+    for row, length in enumerate(lengths):
+        alone = transformer.classify(config, params, texts[row : row + 1, :length], jnp.asarray([length]))
+        np.testing.assert_allclose(scores_BC[row], alone[0], atol=1e-5)
+
+
 def test_attention_equals_its_definition():
     """Against a plain loop over heads in float64."""
     from limbeck.model.attention import attend, visible

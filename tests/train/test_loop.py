@@ -82,7 +82,7 @@ def test_donated_arrays_are_freed_once_they_train_and_nothing_else_is(tmp_path):
 
 def test_an_array_may_stand_under_two_paths_that_train():
     one = jnp.zeros(4)
-    fitted = fit(loss_fn, {"x": one, "again": one, "y": np.zeros(2, np.float32)}, batch_at, CONFIG, donate=True)
+    fitted = fit(loss_fn, {"x": one, "again": one, "y": jnp.zeros(2)}, batch_at, CONFIG, donate=True)
     assert one.is_deleted() and fitted.trainable["again"].tolist() == [0, 0, 0, 0]
 
 
@@ -117,6 +117,27 @@ def test_a_run_that_goes_on_never_holds_two_states(tmp_path, monkeypatch):
     assert {name: leaf.tolist() for name, leaf in resumed.trainable.items()} == {
         name: leaf.tolist() for name, leaf in whole.trainable.items()
     }
+
+
+@pytest.mark.parametrize("name", ["lion", "adamw"])
+@pytest.mark.parametrize("spoilt", ["norm", "loss"])
+def test_a_step_that_is_told_as_left_out_moved_nothing(name, spoilt):
+    """Entries of 3e19 are numbers, the sum of their squares is none; a loss may be none where its gradient is."""
+
+    def spoiling(params, batch, key):
+        loss = params["x"].sum() * batch["goal"] + jnp.where(batch["goal"] > 1, jnp.inf, 0)
+        return loss, {"loss": loss, "weight": jnp.float32(1)}
+
+    def batch(step) -> dict:
+        large = {"norm": 3e19, "loss": 2.0}[spoilt] if step == 3 else 1.0
+        return {**batch_at(step), "goal": np.float32(large * (-1 if spoilt == "norm" else 1))}
+
+    optim = OptimConfig(name, learning_rate=0.1, clip=None, skip=1, weight_decay=0.0, schedule="constant", warmup=0.0)
+    settings = dataclasses.replace(CONFIG, optim=optim, evaluate_every=None)
+    after = [fit(spoiling, START, batch, dataclasses.replace(settings, steps=steps)) for steps in (3, 4)]
+    assert [len(fitted.skipped) for fitted in after] == [0, 1]
+    one, other = (fitted.trainable["x"].tolist() for fitted in after)
+    assert one == other != START["x"].tolist()
 
 
 def test_a_score_that_is_no_number_is_worse_than_any():

@@ -10,9 +10,10 @@ import tokenizers
 from hypothesis import example as with_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paired_texts import paired_texts
 from tokenizers import normalizers
 
-from limbeck.distill.rows.paired import Pair, pack_pairs, prompt_distillation, two_tokenizers, two_tokenizers_on_task
+from limbeck.distill.rows.paired import Pair, pack_pairs, prompt_distillation, two_tokenizers_on_task
 from limbeck.distill.teacher import distillation_loss, with_teacher
 from limbeck.inference.engine import Engine
 from limbeck.inference.requests import ScoreRequest
@@ -25,7 +26,7 @@ from limbeck.prompting.demonstrations import choose
 from limbeck.tasks.task import Record, Task
 from limbeck.tasks.template import Template
 from limbeck.train.data import Rows, batches, pack
-from limbeck.train.examples import Example, completions, documents
+from limbeck.train.examples import Example, completions
 
 TEXTS = [
     "The lemon is a hesperidium, the plum a drupe.",
@@ -65,7 +66,7 @@ def examples_of(rows: Rows) -> dict[int, dict[str, np.ndarray]]:
 
 
 def aligned(text: str, student: Tokenizer, teacher: Tokenizer) -> dict[str, np.ndarray]:
-    return examples_of(two_tokenizers([text], student, teacher, length=400, teacher_length=400))[0]
+    return examples_of(paired_texts([text], student, teacher, length=400, teacher_length=400))[0]
 
 
 def lone_bytes(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -143,10 +144,10 @@ def test_leading_spaces_beside_one_that_is_added(shared_data):
 def test_a_text_that_does_not_come_back_is_named_or_left_out():
     normalising = normaliser()
     with pytest.raises(UserError, match=r"^b\.txt, row 7: the teacher's tokenizer does not give it back: .*skip"):
-        two_tokenizers(
+        paired_texts(
             ["ok", "\ufb01g"], BYTES, normalising, length=9, teacher_length=9, places=["a.txt, row 1", "b.txt, row 7"]
         )
-    rows = two_tokenizers(
+    rows = paired_texts(
         ["\ufb01g", "ok", "much too long"], normalising, BYTES, length=9, teacher_length=9, on_bad_row="skip"
     )
     assert rows.names_E.tolist() == [b"text 2", b"text 3"]
@@ -215,7 +216,7 @@ def test_a_pair_that_is_too_long_on_either_side_is_named_or_left_out(length, tea
 
 
 def test_batches_carry_both_sides():
-    rows = two_tokenizers(TEXTS, SMALL, LARGE, length=80, teacher_length=60)
+    rows = paired_texts(TEXTS, SMALL, LARGE, length=80, teacher_length=60)
     stream = batches([(rows, 1.0), (rows, 1.0)], 4, seed=0)
     batch = stream(0)
     assert batch["teacher_tokens_BS"].shape == (4, 60) and batch["teacher_at_BT"].shape == (4, 80)
@@ -322,7 +323,7 @@ def test_without_a_prompt_it_is_plain_distillation():
         assert float(losses[0][name]) == pytest.approx(float(losses[1][name]), rel=1e-5), name
 
 
-def test_records_of_a_task_in_two_tokenizers():
+def test_records_of_a_task_in_paired_texts():
     rows = two_tokenizers_on_task(TASK, TRAIN, SMALL, BYTES, length=48, teacher_length=48)
     for number, got in examples_of(rows).items():
         student, teacher = (completions(TASK, [TRAIN[number]], tokenizer)[0] for tokenizer in (SMALL, BYTES))
@@ -343,10 +344,3 @@ def test_answers_aligned_where_the_teacher_adds_a_space_to_a_text(shared_data):
     assert spelled[colon + 1].startswith("▁") and spelled[colon + 1] != "▁"
     first = int(np.argmax(got["counts"]))
     assert got["at"][first] == colon  # both are asked for the space
-
-
-def test_documents_are_those_of_training():
-    rows = two_tokenizers(TEXTS[:2], LARGE, SMALL, length=128, teacher_length=128, places=["a", "b"])
-    for number, document in enumerate(documents(TEXTS[:2], LARGE, ["a", "b"])):
-        assert examples_of(rows)[number]["ids"].tolist() == document.ids.tolist()
-    assert rows.names_E.tolist() == [b"a", b"b"]

@@ -109,6 +109,31 @@ def test_with_the_whole_vocabulary_the_loss_is_that_of_the_live_teacher(tmp_path
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=close, atol=close), cached, live)
 
 
+@pytest.mark.parametrize("wide", ["teacher", "student"])
+@pytest.mark.parametrize("cache", ["topk", "topk_tail"])
+def test_vocabularies_of_two_sizes_are_cut_alike_live_and_cached(tmp_path, cache, wide):
+    """The larger one's own logits are far from small, so that leaving them in either softmax would be seen."""
+    sizes = {"teacher": TEACHER.vocab_size, "student": STUDENT.vocab_size, wide: V + 9}
+    teacher, student = (dataclasses.replace(TEACHER, vocab_size=sizes["teacher"]),
+                        dataclasses.replace(STUDENT, vocab_size=sizes["student"]))  # fmt: skip
+    theirs = {path: 4 * leaf for path, leaf in init(teacher, jax.random.key(0)).items()}
+    own = {path: 4 * leaf for path, leaf in init(student, jax.random.key(1)).items()}
+    smallest = min(sizes.values())
+    rows = ask(tmp_path, PACKED, teacher, theirs, kind=cache, k=99, vocab_size=smallest)
+    assert rows.groups[0]["teacher_ids_BTK"].shape[-1] == V == smallest
+
+    def loss(loss_fn, batch, frozen):
+        of_own = jax.value_and_grad(lambda own: loss_fn({**frozen, **own}, batch, jax.random.key(0)), has_aux=True)
+        return jax.jit(of_own)(own)
+
+    live = distillation_loss(student, teacher, DistilConfig(hard_weight=0.3))
+    config = DistilConfig(hard_weight=0.3, cache=cache)
+    from_cache = distillation_loss(student, None, config, cached_vocab_size=teacher.vocab_size)
+    expected = loss(live, PACKED.groups[0], with_teacher({}, theirs))
+    found = loss(from_cache, rows.groups[0], {})
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=2e-5), found, expected)
+
+
 def test_draws_are_distinct_tokens_and_their_shares(tmp_path):
     for k in (6, 2 * V):
         group = ask(tmp_path, kind="sampled", k=k).groups[0]
