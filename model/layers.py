@@ -89,13 +89,16 @@ class Turn(NamedTuple):
     sin_BTR: jax.Array
 
 
-def turn(rope: Rope, head_dim: int, positions_BT: jax.Array, total_B: jax.Array) -> Turn:
-    """The angles of every position; `total_B` is how long each row is or may become, by which longrope chooses."""
-    frequency_BR = jnp.asarray(frequencies(rope, head_dim))[None]
+def turn(rope: Rope, head_dim: int, positions_BT: jax.Array, total_BT: jax.Array) -> Turn:
+    """The angles of every position; longrope chooses by how long a token's text is or may become.
+
+    That is `total_BT`, or [B, 1] where a row is one text.
+    """
+    frequency_BTR = jnp.asarray(frequencies(rope, head_dim))[None, None]
     if rope.scaling == "longrope":
-        long_BR = jnp.asarray(frequencies(rope, head_dim, long=True))[None]
-        frequency_BR = jnp.where(total_B[:, None] > rope.original_max_len, long_BR, frequency_BR)
-    angle_BTR = positions_BT[:, :, None].astype(jnp.float32) * frequency_BR[:, None, :]
+        long_BTR = jnp.asarray(frequencies(rope, head_dim, long=True))[None, None]
+        frequency_BTR = jnp.where(total_BT[:, :, None] > rope.original_max_len, long_BTR, frequency_BTR)
+    angle_BTR = positions_BT[:, :, None].astype(jnp.float32) * frequency_BTR
     return Turn(jnp.cos(angle_BTR) * rope.attention_factor, jnp.sin(angle_BTR) * rope.attention_factor)
 
 

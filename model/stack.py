@@ -20,7 +20,6 @@ from limbeck.model.errors import UserError
 from limbeck.model.layers import Bottleneck, Mlp, Norm, Turn, turn
 from limbeck.model.params import runs
 from limbeck.model.prefix import USED, prefix_length
-from limbeck.model.rope import Rope
 from limbeck.model.sharding import ROWS, constrain
 
 CAPTURED = ("hidden", "q", "k", "v")  # what of every layer can be asked for
@@ -159,14 +158,7 @@ def _turns(config: ModelConfig, positions_BT: jax.Array, total_BT: jax.Array) ->
     which_L = jnp.asarray([distinct.index(rope) for rope in of_layer], jnp.int32)
     if distinct == [None]:
         return None, which_L
-    turns = [None if rope is None else _turn(rope, config.head_dim, positions_BT, total_BT) for rope in distinct]
+    turns = [None if rope is None else turn(rope, config.head_dim, positions_BT, total_BT) for rope in distinct]
     some = next(each for each in turns if each is not None)
     still = Turn(jnp.ones_like(some.cos_BTR), jnp.zeros_like(some.sin_BTR))
     return jax.tree.map(lambda *x: jnp.stack(x), *(each or still for each in turns)), which_L
-
-
-def _turn(rope: Rope, head_dim: int, positions_BT: jax.Array, total_BT: jax.Array) -> Turn:
-    if total_BT.shape[1] == 1:
-        return turn(rope, head_dim, positions_BT, total_BT[:, 0])
-    each = turn(rope, head_dim, positions_BT.reshape(-1, 1), total_BT.reshape(-1))  # every token as a row of its own
-    return Turn(*(x.reshape(*positions_BT.shape, -1) for x in each))

@@ -237,7 +237,7 @@ def test_rotation_depends_on_distance_alone():
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
 
     def score(at_query, at_key):
-        turns = [turn(Rope(), 8, jnp.array([[at]]), jnp.array([32])) for at in (at_query, at_key)]
+        turns = [turn(Rope(), 8, jnp.array([[at]]), jnp.array([[32]])) for at in (at_query, at_key)]
         return (rotate(q, turns[0]) * rotate(k, turns[1])).sum()
 
     np.testing.assert_allclose(score(7, 3), score(24, 20), rtol=1e-5)
