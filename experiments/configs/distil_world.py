@@ -21,7 +21,7 @@ config = DistillationConfig(
             steps=600,
             batch_size=16,
             length=64,
-            optim=OptimConfig("muon", learning_rate=8e-3, weight_decay=0.1, final=0.05),
+            optim=OptimConfig("muon", learning_rate=8e-3, weight_decay=0.1, decays=(".*",), final=0.05),
             evaluate_every=200,
         ),
     ),

@@ -30,7 +30,7 @@ config = PretrainingConfig(
         steps=1600,
         batch_size=32,
         length=128,
-        optim=OptimConfig("muon", learning_rate=4e-3, weight_decay=0.1, final=0.05),
+        optim=OptimConfig("muon", learning_rate=4e-3, weight_decay=0.1, decays=(".*",), final=0.05),
         evaluate_every=250,
     ),
 )

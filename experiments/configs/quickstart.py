@@ -36,7 +36,7 @@ STUDENT = ModelConfig(
     scan=False,
 )
 # Muon reaches in 400 steps what AdamW does not in 800, and small batches are worth more than big ones (LOG.md).
-MUON = OptimConfig("muon", learning_rate=4e-3, weight_decay=0.1, final=0.05)
+MUON = OptimConfig("muon", learning_rate=4e-3, weight_decay=0.1, decays=(".*",), final=0.05)
 
 config = LessonConfig(
     base=BASE,
